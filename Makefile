@@ -1,0 +1,25 @@
+.PHONY: demo test test-faults lint lock setup
+
+PYTHON_RUN = .venv/bin/python
+
+setup:  ## create .venv with the locked versions
+	@tools/setup
+
+demo: setup  ## two iterations on speech made on the spot, through Prefect; prints a table, the report and the addresses
+	.venv/bin/hubert demo
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+test: setup lint  ## what CI runs
+	$(PYTHON_RUN) -m pytest -q -m "not faults"
+
+test-faults: setup  ## the long ones: kill -9 at many points, and compare with an undisturbed run
+	$(PYTHON_RUN) -m pytest -q -m faults
+
+lock:  ## pin the newest versions that work together, with hashes and without index addresses
+	.venv/bin/uv pip compile pyproject.toml --all-extras --generate-hashes --no-annotate --no-header \
+		--no-emit-index-url --no-emit-find-links --python-version 3.12 \
+		--python-platform x86_64-unknown-linux-gnu --upgrade --output-file requirements.lock
