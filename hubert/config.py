@@ -1,0 +1,335 @@
+"""Every scientific setting of a run, checked before anything starts.
+
+A recipe is a TOML file (`deployments/recipes/*.toml`) that holds only what differs from the defaults below, and the
+defaults are the HuBERT paper's (https://arxiv.org/abs/2106.07447, section IV, and fairseq's
+`examples/hubert/config/pretrain/hubert_base_librispeech.yaml`). Three layers are merged, later ones win:
+
+    PAPER_ITERATIONS[n]  <  the recipe's sections ([train], [kmeans], ...)  <  its n-th [[iterations]] table
+
+`Recipe.iteration(n)` gives the merged settings of one iteration. A field marked `affects=False` changes how a stage
+is computed (shard sizes, intervals of logs) but not what it computes, so it never enters the stage's key.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hubert.errors import ConfigError
+
+PAPER_ITERATIONS: tuple[dict[str, dict[str, Any]], ...] = (
+    {"kmeans": {"num_units": 100}, "train": {"steps": 250_000}},
+    {"kmeans": {"num_units": 500}, "train": {"steps": 400_000}},
+)
+
+
+def setting(default: Any, description: str, *, affects: bool = True, **constraints: Any) -> Any:
+    """Declare a field: its default, its meaning with the unit, and whether it affects the stage's outputs."""
+    return Field(default, description=description, json_schema_extra={"affects": affects}, **constraints)
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, and an unknown name is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def key_settings(self) -> dict[str, Any]:
+        """Return the settings that enter a stage's key: those that affect its outputs and differ from the default.
+
+        Leaving the defaults out means that a field added later, with the old behaviour as its default, does not
+        discard finished work.
+        """
+        changed = self.model_dump(mode="json", exclude_defaults=True)
+        return {name: changed[name] for name, field in type(self).model_fields.items() if name in changed and affects(field)}
+
+
+def affects(field: Any) -> bool:
+    """Say whether a field of a `Section` affects the outputs of its stage."""
+    return bool((field.json_schema_extra or {}).get("affects", True))
+
+
+class DataSettings(Section):
+    """What is in the data folder. Paths are relative to the `data` that a run is given, which may be the audio itself."""
+
+    audio: tuple[str, ...] = setting((".",), "folders, archives or manifests of the training audio", affects=False)
+    validation: tuple[str, ...] = setting((), "the same for validation; empty: split off `audio`", affects=False)
+    validation_fraction: float = setting(0.01, "share of the speakers (or files) held out", gt=0, lt=1)
+    min_validation_files: int = setting(20, "at least this many files are held out", ge=1)
+    resample: bool = setting(False, "accept other sample rates and several channels, converted on reading")
+    verify: Literal["decode", "header"] = setting("decode", "decode each file once, or trust its header")
+    max_rejected: float = setting(0.01, "share of unusable files above which the run stops", affects=False, ge=0, le=1)
+    max_segment_seconds: float | None = setting(None, "cut longer files into equal segments of at most this", gt=1)
+    speaker: str = setting("auto", "auto (first folder, if any), none, parent, or a regex with one group on the fileid")
+    shard_hours: float = setting(1.0, "audio per shard of the check, in hours", affects=False, gt=0)
+
+
+class FeatureSettings(Section):
+    """What is clustered: 39-d MFCC without a teacher, else one layer of the teacher."""
+
+    before_residual: bool = setting(
+        False,
+        "cluster a layer's feed-forward output before the residual sum (minimal_hubert) instead of its full output (fairseq)",
+    )
+    dtype: Literal["float32", "bfloat16"] = setting("float32", "arithmetic of the teacher's forward pass")
+    batch_seconds: float = setting(120.0, "audio per forward pass of the teacher, in seconds", affects=False, gt=0)
+    shard_hours: float = setting(1.0, "audio per shard, in hours", affects=False, gt=0)
+
+
+class KMeansSettings(Section):
+    """The codebook (paper, section IV-B)."""
+
+    num_units: int = setting(100, "number of clusters (paper: 100 on MFCC, 500 on layers)", ge=2, le=65_536)
+    sample_fraction: float = setting(0.1, "share of the utterances whose frames are clustered (paper: 10 %)", gt=0, le=1)
+    sample_hours: float = setting(100.0, "at most this much audio is clustered, in hours", gt=0)
+    min_sample_files: int = setting(20, "at least this many utterances are clustered", ge=1)
+    seeding_frames: int = setting(20_000, "frames on which k-means++ chooses the first centroids", ge=2)
+    max_iterations: int = setting(100, "most Lloyd iterations", ge=1)
+    tolerance: float = setting(1e-4, "stop when the centroids move less than this, relative to the variance", ge=0)
+    backend: Literal["dask", "torch"] = setting("dask", "Lloyd by dask-ml over the workers, or by torch in one process")
+
+    @model_validator(mode="after")
+    def _enough_seeding_frames(self) -> Self:
+        if self.seeding_frames < self.num_units:
+            raise ValueError(f"seeding_frames ({self.seeding_frames}) must be at least num_units ({self.num_units})")
+        return self
+
+
+class UnitSettings(Section):
+    """Labelling: the teacher's layer and the nearest centroid, in one pass."""
+
+    shard_hours: float = setting(1.0, "audio per shard, in hours", affects=False, gt=0)
+
+
+class TrainSettings(Section):
+    """Masked prediction (paper, sections III and IV-C). fairseq's key is named where it differs from ours."""
+
+    size: Literal["base", "large", "xlarge", "tiny"] = setting("base", "the model's published dimensions")
+    model: dict[str, Any] = setting({}, "overrides of single fields of the size's ModelConfig")
+    seed: int = setting(0, "seed of initialisation, order, crops, masks and dropout", ge=0)
+    steps: int = setting(400_000, "optimizer steps; raising it continues a training", affects=False, ge=1)
+    learning_rate: float = setting(5e-4, "peak learning rate (optimization.lr)", gt=0)
+    warmup_steps: int = setting(32_000, "steps of linear warm-up, then linear to 0 (lr_scheduler.warmup_updates)", ge=0)
+    betas: tuple[float, float] = setting((0.9, 0.98), "AdamW's betas (optimizer.adam_betas)")
+    eps: float = setting(1e-6, "AdamW's epsilon (optimizer.adam_eps)", gt=0)
+    weight_decay: float = setting(0.01, "AdamW's weight decay", ge=0)
+    clip_norm: float = setting(10.0, "largest norm of the gradient (optimization.clip_norm)", gt=0)
+    feature_penalty: float = setting(10.0, "weight of the mean squared conv features (criterion.loss_weights)", ge=0)
+    unmasked_weight: float = setting(0.0, "weight of the unmasked frames' loss (criterion.pred_nomask_weight)", ge=0)
+    batch_seconds: float = setting(2800.0, "audio per optimizer step, whatever the number of GPUs, in seconds", gt=0)
+    micro_batch_seconds: float = setting(87.5, "audio per forward pass of one process, in seconds", gt=0)
+    min_seconds: float = setting(2.0, "shorter utterances are left out, and counted (task.min_sample_size)", ge=0.5)
+    max_seconds: float = setting(15.625, "longer utterances are cropped at random (task.max_sample_size)", gt=0)
+    num_crop_lengths: int = setting(16, "number of crop lengths; each utterance is cut to the longest that it fills", ge=1)
+    mask_rule: Literal["static", "fairseq"] = setting("static", "spans cut to a fixed number of frames, or fairseq's draw")
+    mask_prob: float = setting(0.8, "share of frames that spans would cover without overlap", gt=0, le=1)
+    mask_length: int = setting(10, "frames per span", ge=1)
+    min_masks: int = setting(2, "at least this many spans per crop (mask_min_masks)", ge=1)
+    precision: Literal["bf16", "fp32"] = setting("bf16", "arithmetic of forward and backward; weights stay float32")
+    max_nonfinite_steps: int = setting(20, "stop after this many steps in a row whose loss was not finite", ge=1)
+    log_interval: int = setting(200, "steps between two lines of metrics.jsonl", affects=False, ge=1)
+    checkpoint_interval: int = setting(25_000, "steps between two checkpoints", affects=False, ge=1)
+    num_workers: int = setting(4, "loader processes per training process; 0: read in the training process", affects=False, ge=0)
+    num_processes: int = setting(1, "training processes on this machine (torchrun)", affects=False, ge=1)
+    num_threads: int = setting(0, "threads per training process; 0: the machine's cores, shared out", affects=False, ge=0)
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if self.checkpoint_interval % self.log_interval:
+            raise ValueError(
+                f"checkpoint_interval ({self.checkpoint_interval}) must be a multiple of log_interval ({self.log_interval}), "
+                "so that a resumed run continues its log without a gap"
+            )
+        if self.max_seconds < self.min_seconds:
+            raise ValueError(f"max_seconds ({self.max_seconds}) must not be below min_seconds ({self.min_seconds})")
+        if self.micro_batch_seconds < self.max_seconds:
+            raise ValueError(
+                f"micro_batch_seconds ({self.micro_batch_seconds}) must hold one crop of max_seconds ({self.max_seconds})"
+            )
+        if self.batch_seconds < self.micro_batch_seconds:
+            raise ValueError(
+                f"batch_seconds ({self.batch_seconds}) must be at least micro_batch_seconds ({self.micro_batch_seconds})"
+            )
+        return self
+
+
+class ValidateSettings(Section):
+    """Every checkpoint is scored on the same crops and masks."""
+
+    seed: int = setting(0, "seed of the crops and masks", ge=0)
+    max_hours: float = setting(10.0, "at most this much validation audio, in hours", gt=0)
+
+
+class ABXSettings(Section):
+    """ABX error rates of the layers, within and across speaker (ZeroSpeech's task, through fastabx)."""
+
+    item: str | None = setting(None, "item file, relative to `data`; none: no ABX", affects=False)
+    audio: tuple[str, ...] = setting(("abx",), "folders of the items' audio, relative to `data`", affects=False)
+    checkpoints: Literal["best", "all"] = setting("best", "which checkpoints are scored")
+    selection: Literal["all", "half"] = setting(
+        "all", "choose the layer on all items, or on half of them and report the other half"
+    )
+    max_size_group: int = setting(10, "most tokens per cell", ge=2)
+    max_x_across: int = setting(5, "most other speakers per cell", ge=2)
+    seed: int = setting(0, "seed of the draws", ge=0)
+
+
+class QualitySettings(Section):
+    """Purity and PNMI of the units, where phone alignments exist."""
+
+    alignments: str | None = setting(None, "item, CSV/TSV or TextGrid alignments, relative to `data`", affects=False)
+    audio: tuple[str, ...] = setting((), "audio that they cover, relative to `data`; empty: training and validation", affects=False)
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "data": DataSettings,
+    "features": FeatureSettings,
+    "kmeans": KMeansSettings,
+    "units": UnitSettings,
+    "train": TrainSettings,
+    "validate": ValidateSettings,
+    "abx": ABXSettings,
+    "quality": QualitySettings,
+}
+SHARED = ("data",)  # sections that all iterations have in common
+
+
+class IterationSettings(Section):
+    """The merged settings of one iteration."""
+
+    data: DataSettings = DataSettings()
+    features: FeatureSettings = FeatureSettings()
+    kmeans: KMeansSettings = KMeansSettings()
+    units: UnitSettings = UnitSettings()
+    train: TrainSettings = TrainSettings()
+    validation: ValidateSettings = Field(default=ValidateSettings(), alias="validate")
+    abx: ABXSettings = ABXSettings()
+    quality: QualitySettings = QualitySettings()
+
+    @model_validator(mode="after")
+    def _size_exists(self) -> Self:
+        from hubert.sizes import SIZES, ModelConfig  # noqa: PLC0415  (kept out of the import of every CLI call)
+
+        config = SIZES[self.train.size].model_dump() | self.train.model
+        ModelConfig.model_validate(config)
+        return self
+
+
+class Recipe(Section):
+    """A whole run: the number of iterations, shared sections, and what single iterations change."""
+
+    description: str = setting("", "one line that the run form and the report show", affects=False)
+    corpus: Literal["", "demo"] = setting("", "corpus that is made on the spot when no data is given", affects=False)
+    num_iterations: int = setting(2, "iterations of `hubert-pretraining`", affects=False, ge=1)
+    sections: dict[str, dict[str, Any]] = setting({}, "settings of all iterations, by section")
+    iterations: tuple[dict[str, dict[str, Any]], ...] = setting((), "what single iterations change, by section")
+
+    def iteration(self, number: int) -> IterationSettings:
+        """Return the settings of iteration `number` (from 1); past the last [[iterations]] table the last one holds.
+
+        Raises:
+            ConfigError: a section or field does not exist, or values contradict each other; names field and value.
+        """
+        merged = merge(_at(PAPER_ITERATIONS, number), self.sections, _at(self.iterations, number))
+        try:
+            return IterationSettings.model_validate(merged)
+        except ValidationError as error:
+            raise ConfigError(f"iteration {number} of the recipe: {explain(error)}") from error
+
+
+def _at(tables: tuple[dict[str, dict[str, Any]], ...], number: int) -> dict[str, dict[str, Any]]:
+    return tables[min(number, len(tables)) - 1] if tables else {}
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge nested tables; later ones win, field by field."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for name, value in layer.items():
+            both = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
+            result[name] = merge(result[name], value) if both else value
+    return result
+
+
+def explain(error: ValidationError) -> str:
+    """Say in one line per problem which field has which value, and what the rule is."""
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"]) or "settings"
+        value = "" if isinstance(problem["input"], (dict, BaseModel)) else f" = {problem['input']!r}"
+        lines.append(f"{where}{value}: {problem['msg'].removeprefix('Value error, ')}")
+    return "; ".join(lines)
+
+
+def build_recipe(tables: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
+    """Build a recipe from parsed TOML and check each of its iterations.
+
+    Raises:
+        ConfigError: unknown names or impossible values, with the place.
+    """
+    tables = dict(tables)
+    per_iteration = tuple(tables.pop("iterations", ()))
+    for table in per_iteration:
+        for name in SHARED:
+            if name in table:
+                raise ConfigError(
+                    f"{where}: [[iterations]] sets {name!r}, but all iterations share it; move it to [{name}] at the top level"
+                )
+    sections = {name: tables.pop(name) for name in list(tables) if name in SECTIONS}
+    try:
+        recipe = Recipe.model_validate({**tables, "sections": sections, "iterations": per_iteration})
+    except ValidationError as error:
+        known = ", ".join([*SECTIONS, "description", "corpus", "num_iterations", "[[iterations]]"])
+        raise ConfigError(f"{where}: {explain(error)}. Known names: {known}") from error
+    for number in range(1, max(recipe.num_iterations, len(per_iteration)) + 1):
+        try:
+            recipe.iteration(number)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
+    return recipe
+
+
+def read_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe file and lay `overrides` (nested tables, or dotted names as keys) over all iterations.
+
+    Raises:
+        ConfigError: the file is missing, not TOML, or fails the checks.
+    """
+    try:
+        tables = tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        known = ", ".join(sorted(other.stem for other in path.parent.glob("*.toml"))) or "none"
+        raise ConfigError(f"recipe {path} does not exist; recipes beside it: {known}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"recipe {path} is not TOML: {error}") from error
+    return build_recipe(apply_overrides(tables, overrides or {}), where=str(path))
+
+
+def apply_overrides(tables: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay overrides over a recipe's tables; they win over its [[iterations]] too.
+
+    `{"train": {"steps": 10}}` and `{"train.steps": 10}` mean the same.
+    """
+    nested: dict[str, Any] = {}
+    for name, value in overrides.items():
+        head, *rest = name.split(".")
+        for part in reversed(rest):
+            value = {part: value}  # noqa: PLW2901  (wraps the value once per dot)
+        nested = merge(nested, {head: value})
+    result = merge(tables, nested)
+    sections = {name: value for name, value in nested.items() if name in SECTIONS and name not in SHARED}
+    if "iterations" in tables and "iterations" not in nested:
+        result["iterations"] = [merge(table, sections) for table in tables["iterations"]]
+    return result
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Parse `train.steps=500` as a shell gives it; the value is read as TOML, else taken as text."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"override {text!r}: expected NAME=VALUE, for instance train.steps=500")
+    try:
+        return name, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name, value

@@ -1,0 +1,30 @@
+"""The errors that a user can meet, and what each one asks for.
+
+    HubertError
+    ├── ConfigError         a setting is wrong: nothing was started; names the field, its value and the rule
+    ├── DataError           the data is wrong: names the file, what was expected and found, the likely cause, the fix
+    ├── TransientError      the surroundings failed (disk, network, a lost worker): worth another try
+    └── TrainingDiverged    too many non-finite steps in a row: another try would end the same way
+
+Callers retry by class, never by reading a message.
+"""
+
+
+class HubertError(Exception):
+    """Base of every error that this project raises on purpose."""
+
+
+class ConfigError(HubertError):
+    """A setting cannot be obeyed. Raised before any work is queued."""
+
+
+class DataError(HubertError):
+    """A file, manifest or checkpoint is not what it has to be."""
+
+
+class TransientError(HubertError):
+    """Something outside failed for a moment; the same call may succeed later."""
+
+
+class TrainingDiverged(HubertError):
+    """The loss was not finite for many steps in a row."""

@@ -1,0 +1,295 @@
+"""What a stage is: a folder whose name is its key, a plan, a receipt per shard, and `done.json`, written last.
+
+    <stage>-<8 hex of its key>/
+        plan.json            the shards, fixed at the first start; a rerun obeys it
+        receipts/00042.json  shard 42 is done: its outputs with their sizes, its figures, the plan's hash
+        done.json            the stage is done: every output, the figures, where they came from
+        lock                 held while a process plans, works or finishes here (released by the system if it dies)
+
+The key is a hash of the settings that affect the outputs, the keys of the inputs, and the stage's version. So a
+changed setting leads to another folder, and everything that did not change is found again. The command line and the
+Prefect tasks run the same `Stage` objects: the files are the truth, whoever wrote them.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from hubert.errors import DataError, TransientError
+from hubert.paths import atomic_write, flush, folder_size, read_json, remove, write_json
+
+Spec = dict[str, Any]
+Figures = dict[str, Any]
+
+
+def digest(content: Any) -> str:
+    """Hash a JSON-like value, independent of the order of its keys."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Proof that one shard is done: its outputs (relative path -> bytes) and its figures."""
+
+    index: int
+    plan: str
+    outputs: dict[str, int]
+    figures: Figures
+    seconds: float = 0.0
+    adopted_from: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The shards of a stage. `hash` binds receipts to it."""
+
+    specs: list[Spec]
+
+    @property
+    def hash(self) -> str:
+        """Return the hash that every receipt of this plan carries."""
+        return digest(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+
+class Stage(ABC):
+    """One stage of a run. Subclasses are small picklable dataclasses: Dask carries them to the workers.
+
+    A subclass says what its outputs depend on (`settings`, `inputs`), how the work is cut (`make_plan`), how one
+    shard is done (`work`), and what is put together at the end (`finish`).
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    parent: Path
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Return what affects the outputs, beside the inputs."""
+
+    @abstractmethod
+    def inputs(self) -> dict[str, str]:
+        """Return the keys (or content digests) of what the stage reads."""
+
+    @abstractmethod
+    def make_plan(self) -> list[Spec]:
+        """Cut the work into shards. A spec may hold `digest`: shards of sister folders with the same one are adopted."""
+
+    @abstractmethod
+    def work(self, spec: Spec) -> tuple[list[Path], Figures]:
+        """Do one shard: write its files (atomically) and return them with the shard's figures."""
+
+    def finish(self, receipts: list[Receipt]) -> tuple[list[Path], Figures]:
+        """Put the shards together: write the stage's own files and return them with the stage's figures."""
+        return [], {}
+
+    @cached_property
+    def key(self) -> str:
+        """The stage's key, 64 hex digits."""
+        return digest({"stage": self.name, "version": self.version, "settings": self.settings(), "inputs": self.inputs()})
+
+    @property
+    def folder(self) -> Path:
+        """The stage's folder."""
+        return self.parent / f"{self.name}-{self.key[:8]}"
+
+    @property
+    def label(self) -> str:
+        """The stage's name for people, such as `it2/units`."""
+        return f"{self.parent.name}/{self.name}" if self.parent.name.startswith("it") else self.name
+
+    # What is done -----------------------------------------------------------------------------------------------
+
+    def done(self) -> Figures | None:
+        """Return the content of `done.json` if the stage is finished and every output is there with its size."""
+        content = read_json(self.folder / "done.json")
+        if content is None or content.get("key") != self.key:
+            return None
+        return content if _all_there(self.folder, content["outputs"]) else None
+
+    def figures(self) -> Figures:
+        """Return the figures of the finished stage.
+
+        Raises:
+            DataError: the stage is not finished.
+        """
+        content = self.done()
+        if content is None:
+            raise DataError(f"{self.label} is not finished in {self.folder}; run `hubert {self.name}` or the flow first")
+        return dict(content["figures"])
+
+    def plan(self) -> Plan:
+        """Return the plan, made and written at the first call. Receipts of sister folders with equal shards are taken over."""
+        path = self.folder / "plan.json"
+        content = read_json(path)
+        if content is None:
+            write_json(path, {"stage": self.name, "key": self.key, "settings": self.settings(), "inputs": self.inputs(), "shards": self.make_plan()})
+            content = read_json(path)
+            if content is None:
+                raise TransientError(f"{path} was written and cannot be read back; check the disk and run again")
+            self._adopt(Plan(content["shards"]))
+        return Plan(content["shards"])
+
+    def receipt(self, index: int, plan: Plan) -> Receipt | None:
+        """Return the receipt of a shard if it belongs to this plan and its outputs are there."""
+        content = read_json(self.folder / "receipts" / f"{index:05d}.json")
+        if content is None or content.get("plan") != plan.hash or not _all_there(self.folder, content["outputs"]):
+            return None
+        return Receipt(**content)
+
+    def missing(self, plan: Plan) -> list[int]:
+        """Return the indices of the shards that still have to be done."""
+        return [index for index in range(len(plan)) if self.receipt(index, plan) is None]
+
+    # Doing it ---------------------------------------------------------------------------------------------------
+
+    def run_shard(self, index: int, plan: Plan) -> Receipt:
+        """Do one shard unless its receipt is there, and return the receipt. Safe to call twice, or in two places."""
+        found = self.receipt(index, plan)
+        if found is not None:
+            return found
+        start = time.perf_counter()
+        outputs, figures = self.work(plan.specs[index])
+        receipt = Receipt(index, plan.hash, self._sizes(outputs), figures, round(time.perf_counter() - start, 3))
+        write_json(self.folder / "receipts" / f"{index:05d}.json", vars(receipt))
+        return receipt
+
+    def complete(self, plan: Plan) -> Figures:
+        """Put all shards together and write `done.json`.
+
+        Raises:
+            TransientError: shards are missing (a worker was lost); running again does just those.
+        """
+        receipts = [self.receipt(index, plan) for index in range(len(plan))]
+        lost = [index for index, receipt in enumerate(receipts) if receipt is None]
+        if lost:
+            raise TransientError(f"{self.label}: {len(lost)} of {len(plan)} shards are missing, first {lost[:5]}; run again")
+        whole = [receipt for receipt in receipts if receipt is not None]
+        outputs, figures = self.finish(whole)
+        shards = {name: size for receipt in whole for name, size in receipt.outputs.items() if (self.folder / name).exists()}
+        content = {
+            "stage": self.name,
+            "key": self.key,
+            "settings": self.settings(),
+            "inputs": self.inputs(),
+            "outputs": shards | self._sizes(outputs),
+            "figures": figures,
+            "num_shards": len(plan),
+            "seconds": round(sum(receipt.seconds for receipt in whole), 3),
+            "host": platform.node(),
+            "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        write_json(self.folder / "done.json", content)
+        return content
+
+    def run(self, *, wait_seconds: float = -1) -> Figures:
+        """Do whatever is missing, in this process, with a progress bar in a terminal. Returns the figures."""
+        if (done := self.done()) is None:
+            with self.lock(wait_seconds=wait_seconds):
+                plan = self.plan()
+                for index in tqdm(self.missing(plan), desc=self.label, unit="shard", disable=None):
+                    self.run_shard(index, plan)
+                done = self.complete(plan)
+        return dict(done["figures"])
+
+    @contextmanager
+    def lock(self, *, wait_seconds: float = -1, say: Callable[[str], object] = print) -> Iterator[None]:
+        """Hold the stage's folder: one process at a time plans and finishes here.
+
+        The system releases the lock when its holder dies, however it dies. A negative `wait_seconds` waits for ever.
+
+        Raises:
+            TransientError: another process still holds it after `wait_seconds`; names that process.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        holder = self.folder / "lock.json"
+        lock = FileLock(self.folder / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            owner = read_json(holder) or {}
+            message = f"{self.label}: process {owner.get('pid')} on {owner.get('host')} is working in {self.folder}"
+            say(f"{message}; waiting for it")
+            try:
+                lock.acquire(timeout=wait_seconds)
+            except Timeout as error:
+                raise TransientError(f"{message} and did not finish within {wait_seconds:.0f} s") from error
+        try:
+            write_json(holder, {"pid": os.getpid(), "host": platform.node(), "since": time.time()})
+            yield
+        finally:
+            remove(holder)
+            lock.release()
+
+    # Details ----------------------------------------------------------------------------------------------------
+
+    def _sizes(self, outputs: Iterable[Path]) -> dict[str, int]:
+        return {str(path.relative_to(self.folder)): _size(path) for path in outputs}
+
+    def _adopt(self, plan: Plan) -> None:
+        """Take over shards that a sister folder (same stage, other key) has already done: equal `digest`, equal files."""
+        wanted = {spec["digest"]: index for index, spec in enumerate(plan.specs) if spec.get("digest")}
+        for sister in sorted(self.parent.glob(f"{self.name}-*")) if wanted else []:
+            content = read_json(sister / "plan.json")
+            if sister == self.folder or content is None:
+                continue
+            theirs = Plan(content["shards"])
+            for other, spec in enumerate(theirs.specs):
+                index = wanted.get(spec.get("digest", ""))
+                receipt = read_json(sister / "receipts" / f"{other:05d}.json") if index is not None else None
+                if receipt is None or receipt.get("plan") != theirs.hash or not _all_there(sister, receipt["outputs"]):
+                    continue
+                for name in receipt["outputs"]:
+                    _link(sister / name, self.folder / name)
+                adopted = {**receipt, "index": index, "plan": plan.hash, "seconds": 0.0, "adopted_from": sister.name}
+                write_json(self.folder / "receipts" / f"{index:05d}.json", adopted)
+
+
+def _size(path: Path) -> int:
+    return folder_size(path) if path.is_dir() else path.stat().st_size
+
+
+def _all_there(folder: Path, outputs: Mapping[str, int]) -> bool:
+    try:
+        return all(_size(folder / name) == size and (folder / name).exists() for name, size in outputs.items())
+    except FileNotFoundError:
+        return False
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a finished file a second name (or a copy, where the disk has no hard links)."""
+    with atomic_write(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copy2(source, temporary)
+            flush(temporary)
+
+
+def group(indices: Sequence[int], num_groups: int) -> list[list[int]]:
+    """Deal shards into at most `num_groups` groups of nearly equal size, neighbours together."""
+    count = min(num_groups, len(indices))
+    edges = [len(indices) * number // count for number in range(count + 1)] if count else [0]
+    return [list(indices[start:end]) for start, end in zip(edges, edges[1:], strict=False)]
