@@ -1,0 +1,1 @@
+"""Composition only: what runs in which order, what runs at once, what a person decides."""

@@ -1,0 +1,1 @@
+"""One file per stage, the same word as the `hubert/` file that it wraps: retries, receipts, artifacts, servers."""

@@ -1,0 +1,309 @@
+"""The service on one machine: a Prefect server, an MLflow server and a worker, started and stopped as one.
+
+`up` starts what is missing, so it also repairs a service of which one process died; `tasks.foreground` does so by itself.
+All addresses are on the loopback interface: the servers have no passwords. `tasks.service_settings` says where the data
+are and how other processes find the service.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Literal
+
+import httpx
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field
+
+from hubert.errors import ConfigError, TransientError
+from hubert.paths import PROJECT
+from tasks.deployments import PREFECT_FILE, check_registered, deploy_command, read_deployments
+from tasks.prefect_api import PrefectApi, connect
+from tasks.processes import (
+    CLOCK_TOLERANCE_SECONDS,
+    ProcessRecord,
+    check_port,
+    find_marked,
+    is_alive,
+    start_process,
+    stop_processes,
+    wait_for,
+)
+from tasks.profiles import disable_plugins, enable_plugins, plugins_are_enabled
+from tasks.service_settings import (
+    Service,
+    ServiceSettings,
+    environment,
+    find_service,
+    record_file,
+    service_folder,
+)
+
+PREFECT, MLFLOW, WORKER = PARTS = ("Prefect server", "MLflow server", "worker")
+HEALTH_SECONDS = 10.0
+WATCH_SECONDS = 1.0
+# In the foreground: a process that ends again sooner than this after its start is not started once more.
+RESTART_SECONDS = 60.0
+
+Health = Literal["answers", "runs", "does not answer", "ended", "not started"]
+
+
+class Stopped(BaseModel):
+    """What `down` did."""
+
+    model_config = ConfigDict(frozen=True)
+
+    processes: tuple[str, ...] = Field(default=(), description="the parts of the service that ran until now")
+    killed: tuple[str, ...] = Field(default=(), description="the programs that did not stop on SIGTERM")
+    runs: tuple[str, ...] = Field(
+        default=(), description="runs that were under way, `run (flow)`; they are marked as crashed"
+    )
+
+
+def up(settings: ServiceSettings, *, prefect_file: Path = PREFECT_FILE, project: Path = PROJECT) -> Service:
+    """Start what of the service does not run, wait until all of it is ready, and register the deployments.
+
+    If all of it runs and answers, nothing is done and the result's `started` is empty.
+
+    Args:
+        settings: where the service listens and keeps its data.
+        prefect_file: the deployments to register.
+        project: the folder that the flows' entry points are relative to, and in which the worker runs them.
+
+    Raises:
+        ConfigError: a port is taken, the service runs with other settings, or a deployment is wrong.
+        TransientError: a process ended or was not ready in time; what this call had started is stopped again.
+    """
+    settings.check()
+    read_deployments(prefect_file)
+    with locked(settings):
+        service = find_service(settings.folder) or Service(settings=settings)
+        running = {name: record for name, record in service.processes.items() if is_alive(record)}
+        if running:
+            _check_same(service.settings, settings)
+        if len(running) < len(PARTS):
+            return _start_missing(settings, service.processes, prefect_file, project)
+        with connect(settings.api_url) as api:
+            wait_for(_ready(settings, api, running), list(running.values()), HEALTH_SECONDS)
+        return service
+
+
+def _start_missing(
+    settings: ServiceSettings, former: dict[str, ProcessRecord], prefect_file: Path, project: Path
+) -> Service:
+    """Start the missing parts, both servers at once, then the worker while the deployments are registered."""
+    running = {name: record for name, record in former.items() if is_alive(record)}
+    missing = [name for name in PARTS if name not in running]
+    # A server that was killed may have left children, which still hold its port. A worker's flows go on without it.
+    orphaned = [record for name, record in former.items() if name in missing and name != WORKER]
+    stop_processes(orphaned, settings.stop_seconds)
+    if PREFECT in missing:
+        check_port(settings.host, settings.prefect_port, setting="--prefect-port")
+    if MLFLOW in missing:
+        check_port(settings.host, settings.mlflow_port, setting="--mlflow-port")
+    parts = dict(running)
+    started: list[ProcessRecord] = []
+
+    def start(name: str, command: list[str], folder: Path) -> ProcessRecord:
+        started.append(record := _start(settings, name, command, folder))
+        if name in PARTS:  # written at once: whatever happens to this command, `down` knows what runs
+            parts[name] = record
+            Service(settings=settings, processes=parts).write()
+        return record
+
+    commands = _commands(settings)
+    try:
+        for name in missing:
+            if name != WORKER:
+                start(name, commands[name], settings.folder)
+        with connect(settings.api_url) as api:
+            wait_for({PREFECT: api.is_healthy}, list(parts.values()), settings.start_seconds)
+            api.add_work_pool(settings.pool)
+            api.add_lost_run_automation()
+            if WORKER in missing:
+                if not find_marked({_mark(settings, WORKER)}):  # no worker and no flow of one is left
+                    api.crash_unfinished_runs(settings.pool, "The process of this run is gone: it was killed.")
+                start(WORKER, commands[WORKER], settings.folder)
+            registering = start("deployments", deploy_command(prefect_file), project)
+            checks = {**_ready(settings, api, parts), "deployments": lambda: not is_alive(registering)}
+            wait_for(checks, list(parts.values()), settings.start_seconds)
+            check_registered(prefect_file, registering, api.deployments())
+    except BaseException:
+        stop_processes(started, settings.stop_seconds)
+        if not running:
+            record_file(settings.folder).unlink(missing_ok=True)
+        raise
+    enable_plugins(settings.profiles, settings.folder)
+    return Service(settings=settings, processes=parts, started=tuple(missing))
+
+
+def deploy(settings: ServiceSettings, prefect_file: Path = PREFECT_FILE, *, project: Path = PROJECT) -> list[str]:
+    """Register all deployments of a file with the running service; return their names, `flow/deployment`.
+
+    Raises:
+        ConfigError: the file is wrong, or a flow that it names does not exist.
+        TransientError: the server does not answer.
+    """
+    read_deployments(prefect_file)
+    with connect(settings.api_url) as api:
+        command = _start(settings, "deployments", deploy_command(prefect_file), project)
+        try:
+            wait_for({"deployments": lambda: not is_alive(command)}, [], settings.start_seconds)
+        except BaseException:
+            stop_processes([command], settings.stop_seconds)
+            raise
+        return check_registered(prefect_file, command, api.deployments())
+
+
+def down(settings: ServiceSettings) -> Stopped:
+    """Stop exactly the processes that `up` started, the worker first, and remove service.json.
+
+    The worker's flows are stopped with it, with all that they started, and their runs are marked as crashed, so that
+    none stays "running" for ever. What they wrote stays: the same run, started again, goes on where it was. Scheduled
+    runs wait for the next `up`. A flow that was started in a shell goes on, but its servers are gone.
+    """
+    with locked(settings):
+        service = find_service(settings.folder)
+        if service is None:
+            return Stopped()
+        settings = service.settings
+        alive = tuple(name for name, record in service.processes.items() if is_alive(record))
+        worker = [record for name, record in service.processes.items() if name == WORKER]
+        killed = stop_processes(worker, settings.stop_seconds)
+        runs: list[str] = []
+        if PREFECT in alive:
+            # A server that hangs is stopped all the same; the next `up` marks the runs.
+            with suppress(TransientError), connect(settings.api_url) as api:
+                runs = api.crash_unfinished_runs(settings.pool, "The service was stopped during this run.")
+        killed += stop_processes(list(service.processes.values()), settings.stop_seconds)
+        disable_plugins(settings.profiles, settings.folder)
+        record_file(settings.folder).unlink()
+        return Stopped(processes=alive, killed=tuple(killed), runs=tuple(runs))
+
+
+def status(settings: ServiceSettings) -> dict[str, Health]:
+    """Return the health of each part of the service."""
+    service = find_service(settings.folder)
+    if service is None:
+        return dict.fromkeys(PARTS, "not started")
+    return {name: _health(service, name) for name in PARTS}
+
+
+def describe(service: Service) -> str:
+    """Return what a person wants to know about a service: its addresses, its folder, what to type."""
+    settings = service.settings
+    lines = [
+        f"Prefect  {settings.ui_url}",
+        f"MLflow   {settings.mlflow_url}",
+        f"data     {settings.folder}",
+        "start a run:  prefect deployment run hubert-iteration",
+    ]
+    if settings.folder != service_folder():
+        lines.append(f"in another shell, first:  export HUBERT_SERVICE='{settings.folder}'")
+    if not plugins_are_enabled(settings.profiles):
+        lines.append(
+            "outside the project's folder, once:  prefect config set PREFECT_PLUGINS_ENABLED=true  "
+            f"({settings.profiles} is yours, and left alone)"
+        )
+    return "\n".join(lines)
+
+
+def _commands(settings: ServiceSettings) -> dict[str, list[str]]:
+    """Return the command of each part."""
+    python, folder = sys.executable, settings.folder
+    prefect_port, mlflow_port = str(settings.prefect_port), str(settings.mlflow_port)
+    artifacts = (folder / "artifacts").as_uri()
+    return {
+        PREFECT: [python, "-m", "prefect", "server", "start", "--host", settings.host, "--port", prefect_port],
+        # One web process, artifacts read from disk: 250 MB of memory instead of 1.6 GB.
+        MLFLOW: [
+            *(python, "-m", "mlflow", "server", "--host", settings.host, "--port", mlflow_port, "--workers", "1"),
+            *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
+            *("--default-artifact-root", artifacts, "--no-serve-artifacts"),
+        ],
+        WORKER: [
+            *(python, "-m", "prefect", "worker", "start", "--type", "process"),
+            *("--pool", settings.pool, "--name", settings.worker),
+        ],
+    }
+
+
+def _start(settings: ServiceSettings, name: str, command: list[str], folder: Path) -> ProcessRecord:
+    """Start a process with its log in the service's folder."""
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    # A profile of the user's may name another server.
+    inherited = {
+        key: value for key, value in os.environ.items() if key not in {"PREFECT_PROFILE", "PREFECT_PROFILES_PATH"}
+    }
+    own = {
+        "PREFECT_SERVER_UI_API_URL": "/api",  # by default the pages call port 4200, whatever the server's port is
+        "PREFECT_SERVER_UI_V2_ENABLED": "true",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # also spares a locked database at the first start
+        "PREFECT_WORKER_QUERY_SECONDS": str(settings.query_seconds),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    log = settings.folder / "logs" / f"{name.lower().replace(' ', '-')}.log"
+    variables = {**inherited, **environment(settings), **own}
+    return start_process(name, command, mark=_mark(settings, name), log=log, folder=folder, environment=variables)
+
+
+def _mark(settings: ServiceSettings, name: str) -> str:
+    """Return the mark by which the processes of a part, and all that it starts, are found again."""
+    return f"{name} of {settings.folder}"
+
+
+def _ready(
+    settings: ServiceSettings, api: PrefectApi, parts: dict[str, ProcessRecord]
+) -> dict[str, Callable[[], bool]]:
+    """Return a check for each part: does it answer?"""
+    worker_since = parts[WORKER].created - CLOCK_TOLERANCE_SECONDS
+    return {
+        PREFECT: api.is_healthy,
+        MLFLOW: lambda: _answers(f"{settings.mlflow_url}/health"),
+        WORKER: lambda: api.worker_is_online(settings.pool, settings.worker, worker_since),
+    }
+
+
+def _health(service: Service, name: str) -> Health:
+    """Return the health of one part."""
+    record, settings = service.processes.get(name), service.settings
+    if record is None or not is_alive(record):
+        return "ended"
+    if name == WORKER:
+        return "runs"
+    address = settings.api_url if name == PREFECT else settings.mlflow_url
+    return "answers" if _answers(f"{address}/health") else "does not answer"
+
+
+def _answers(address: str) -> bool:
+    """Say whether an address answers with success, without a proxy."""
+    try:
+        return httpx.get(address, timeout=HEALTH_SECONDS, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _check_same(running: ServiceSettings, wanted: ServiceSettings) -> None:
+    """Raise ConfigError if a service that runs listens elsewhere than wanted."""
+    for field in ("host", "prefect_port", "mlflow_port", "pool", "worker"):
+        now, then = getattr(running, field), getattr(wanted, field)
+        if now != then:
+            raise ConfigError(
+                f"{field}: {then!r} was asked for, but the service in {running.folder} runs with {now!r}. "
+                "Stop it first (`hubert down`), or use another folder (HUBERT_SERVICE)."
+            )
+
+
+@contextmanager
+def locked(settings: ServiceSettings) -> Iterator[None]:
+    """Hold the service's lock: one `up` or `down` at a time."""
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(settings.folder / "lock", timeout=settings.start_seconds):
+            yield
+    except Timeout as error:
+        raise TransientError(
+            f"another `hubert up` or `hubert down` has held {error.lock_file} for {settings.start_seconds:.0f} s"
+        ) from error

@@ -1,0 +1,43 @@
+"""One real service for the whole test run: a Prefect server, an MLflow server and a worker on free ports."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Read by Prefect when it is imported: a test must not find the service that a developer has running in this project.
+os.environ["PREFECT_PLUGINS_ENABLED"] = "false"
+
+
+def free_ports(count: int) -> list[int]:
+    """Return TCP ports that nothing listens on at the moment."""
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Service"]:  # noqa: F821
+    """A running service with the deployments of tests/flows; `environment(service.settings)` is what a flow needs."""
+    from tasks.service import down, up
+    from tasks.service_settings import ServiceSettings
+
+    root = tmp_path_factory.mktemp("the service")  # with a space, as a user's folder may have
+    prefect_port, mlflow_port = free_ports(2)
+    settings = ServiceSettings(
+        folder=root / "data",
+        prefect_port=prefect_port,
+        mlflow_port=mlflow_port,
+        query_seconds=1,
+        profiles=root / "home" / ".prefect" / "profiles.toml",
+    )
+    project = Path(__file__).parent / "flows"
+    yield up(settings, prefect_file=project / "prefect.yaml", project=project)
+    down(settings)
