@@ -1,0 +1,303 @@
+"""The console script `hubert`: the stages (`hubert.cli`), and the service: up, down, demo, run.
+
+hubert demo     the whole of it on speech made on the spot: servers, two iterations, the table
+hubert up       Prefect, MLflow and a worker, until Ctrl-C
+hubert run      trigger hubert-pretraining and follow it in the terminal
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hubert import cli
+from hubert.errors import ConfigError
+from hubert.paths import RunFolder, find_cluster, find_recipe
+
+if TYPE_CHECKING:
+    from hubert.config import Recipe
+    from tasks.service_settings import ServiceSettings
+
+FLOW, DEPLOYMENT = "hubert-pretraining", "local"
+FOLLOW_CODES = """\
+exit codes: 0 completed   1 failed   6 cancelled   75 crashed (its process was killed: the same command goes on where it was)
+            130 Ctrl-C (the run goes on)
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser, commands = cli.build_parser(fit_codebook=fit_codebook)
+    commands.choices["status"].set_defaults(handler=show_status)
+    add_service_commands(commands)
+    return cli.run(parser, arguments)
+
+
+def add_service_commands(commands: "argparse._SubParsersAction[cli.Parser]") -> None:
+    """Add the commands that need the service's libraries."""
+    up = commands.add_parser(
+        "up", help="start Prefect, MLflow and a worker on this machine, and register the deployments"
+    )
+    up.add_argument("--detach", action="store_true", help="leave them running (default: until Ctrl-C)")
+    _add_places(up)
+    up.set_defaults(handler=start_service)
+
+    down = commands.add_parser("down", help="stop what `hubert up` started")
+    down.add_argument(
+        "--folder", type=Path, help="the service's data (default: HUBERT_SERVICE, else .service in the project)"
+    )
+    down.set_defaults(handler=stop_service)
+
+    demo = commands.add_parser(
+        "demo",
+        help="the whole of it in a few CPU minutes: servers, speech made on the spot, two iterations, a table",
+        description="Start the service, run hubert-pretraining with the recipe `demo`, print the table, stop the service.",
+        epilog=FOLLOW_CODES,
+    )
+    demo.add_argument("--keep", action="store_true", help="leave the servers running")
+    demo.add_argument("--steps", metavar="N", type=int, help="optimizer steps per iteration (default: the recipe's)")
+    demo.add_argument("--seed", metavar="S", type=int, help="seed of the trainings (default: the recipe's)")
+    demo.add_argument("--run", metavar="NAME", default="demo", help="name of the run (default: %(default)s)")
+    _add_places(demo)
+    demo.set_defaults(handler=run_demo)
+
+    run = commands.add_parser(
+        "run",
+        help="run all iterations of a recipe through the service, and follow them here",
+        description=f"Trigger {FLOW}/{DEPLOYMENT} and follow it until it ends. Ctrl-C stops following; the run goes on.",
+        epilog=FOLLOW_CODES,
+    )
+    run.add_argument(
+        "--run", metavar="NAME", default="demo", help="name of the run, or a path with a slash (default: %(default)s)"
+    )
+    run.add_argument(
+        "--recipe",
+        metavar="R",
+        default="demo",
+        help="name in deployments/recipes, or a TOML file (default: %(default)s)",
+    )
+    run.add_argument(
+        "--data",
+        metavar="D",
+        default="",
+        help="folder of audio, archive or manifest (default: the recipe's own corpus)",
+    )
+    run.add_argument(
+        "--cluster",
+        metavar="C",
+        default="local",
+        help="name in deployments/clusters, or a YAML file (default: %(default)s)",
+    )
+    run.add_argument(
+        "--set", metavar="NAME=VALUE", nargs="+", action="extend", default=[], help="settings that win over the recipe"
+    )
+    run.add_argument(
+        "--folder", type=Path, help="the service's data (default: HUBERT_SERVICE, else .service in the project)"
+    )
+    run.set_defaults(handler=run_pretraining)
+
+
+def _add_places(command: cli.Parser) -> None:
+    command.add_argument("--prefect-port", metavar="PORT", type=int, help="of the Prefect server (default: 4200)")
+    command.add_argument("--mlflow-port", metavar="PORT", type=int, help="of the MLflow server (default: 5000)")
+    command.add_argument(
+        "--folder", type=Path, help="the service's data (default: HUBERT_SERVICE, else .service in the project)"
+    )
+
+
+# The service ------------------------------------------------------------------------------------------------------
+
+
+def service_settings(args: argparse.Namespace) -> "ServiceSettings":
+    """Return the settings of the folder's service, with what the options change.
+
+    Raises:
+        ConfigError: a port is out of range.
+    """
+    from pydantic import ValidationError  # noqa: PLC0415
+
+    from hubert.config import explain  # noqa: PLC0415
+    from tasks.service_settings import ServiceSettings, find_service, service_folder  # noqa: PLC0415
+
+    folder = args.folder.expanduser().resolve() if args.folder else service_folder()
+    found = find_service(folder)
+    known: dict[str, Any] = found.settings.model_dump() if found else {"folder": folder}
+    ports = {name: getattr(args, name, None) for name in ("prefect_port", "mlflow_port")}
+    try:
+        return ServiceSettings.model_validate(known | {name: port for name, port in ports.items() if port is not None})
+    except ValidationError as error:
+        raise ConfigError(explain(error)) from error
+
+
+def start_service(args: argparse.Namespace) -> int:
+    """Start the service; without --detach keep it until Ctrl-C."""
+    from tasks import service  # noqa: PLC0415
+    from tasks.foreground import hold  # noqa: PLC0415
+
+    settings = service_settings(args)
+    if not args.detach:
+        return hold(settings)
+    found = service.up(settings)
+    print(
+        f"{service.describe(found)}\nstarted: {', '.join(found.started) or 'nothing, all of it runs'}\nstop it:  hubert down"
+    )
+    return 0
+
+
+def stop_service(args: argparse.Namespace) -> None:
+    """Stop the service and say what was stopped."""
+    from tasks import service  # noqa: PLC0415
+
+    _say_stopped(service.down(service_settings(args)))
+
+
+def _say_stopped(stopped: Any) -> None:
+    print(f"stopped: {', '.join(stopped.processes) or 'nothing was running'}")
+    for run in stopped.runs:
+        print(f"was under way, and is marked as crashed; started again it goes on where it was: {run}")
+
+
+def show_status(args: argparse.Namespace) -> None:
+    """Print a run's status; without a run the service's, and the list of runs."""
+    if args.run is None and not args.json:
+        from tasks import service  # noqa: PLC0415
+
+        settings = service_settings(argparse.Namespace(folder=None))
+        addresses = {service.PREFECT: settings.ui_url, service.MLFLOW: settings.mlflow_url}
+        for name, health in service.status(settings).items():
+            print(f"{name:<14} {health:<16} {addresses.get(name, '')}".rstrip())
+    cli.show_status(args)
+
+
+def fit_codebook(stage: Any) -> Any:
+    """Run the k-means stage: by dask-ml on this machine's workers, or by torch, as the recipe says."""
+    if stage.kmeans.backend == "torch":
+        return stage.run()
+    from tasks.local import fit_codebook as fit_with_dask  # noqa: PLC0415
+
+    return fit_with_dask(stage)
+
+
+# Runs -------------------------------------------------------------------------------------------------------------
+
+
+def run_pretraining(args: argparse.Namespace) -> int:
+    """Trigger a pretraining through the service, and follow it.
+
+    Raises:
+        ConfigError: the service is not up, or a setting is wrong: nothing was triggered.
+    """
+    from hubert.config import parse_override  # noqa: PLC0415
+    from tasks import service  # noqa: PLC0415
+
+    overrides = dict(parse_override(text) for text in args.set)
+    parameters = build_parameters(args.run, args.recipe, args.data, args.cluster, overrides)
+    settings = service_settings(args)
+    health = service.status(settings)
+    if health[service.PREFECT] != "answers" or health[service.WORKER] != "runs":
+        state = ", ".join(f"{name}: {what}" for name, what in health.items())
+        raise ConfigError(f"the service in {settings.folder} is not up ({state}); start it with `hubert up --detach`")
+    run_id = trigger(settings, parameters)
+    try:
+        code = follow_run(settings, run_id)
+    except KeyboardInterrupt:
+        print(
+            f"\nThe run goes on: {settings.ui_url}/runs/flow-run/{run_id}\n"
+            f"see how far it is:  hubert status {parameters['run']}\nstop it:  prefect flow-run cancel {run_id}"
+        )
+        return cli.INTERRUPTED
+    if code == 0:
+        show_report(parameters["run"], settings)
+    return code
+
+
+def build_parameters(run: str, recipe: str, data: str, cluster: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Check what a run is asked to do, and return the flow's parameters; paths become absolute, as a worker needs them.
+
+    Raises:
+        ConfigError: the recipe, a setting, the data or the cluster file is wrong or missing.
+    """
+    from hubert.config import read_recipe  # noqa: PLC0415
+
+    path = find_recipe(recipe)
+    settings: Recipe = read_recipe(path, overrides)
+    if not data and settings.corpus != "demo":
+        raise ConfigError(f"recipe {recipe!r} needs `--data`: a folder of audio, an archive or a manifest")
+    location = Path(data).expanduser().resolve()
+    if data and not location.exists():
+        raise ConfigError(
+            f"data {data!r}: expected a folder of audio, an archive or a manifest; {location} does not exist"
+        )
+    if not find_cluster(cluster).exists():
+        raise ConfigError(f"cluster {cluster!r}: {find_cluster(cluster)} does not exist")
+    return {
+        "run": str(RunFolder.of(run).root),  # the worker may have another HUBERT_RUNS than this shell
+        "recipe": str(path) if recipe != path.stem else recipe,
+        "data": str(location) if data else "",
+        "cluster": str(find_cluster(cluster)) if cluster != find_cluster(cluster).stem else cluster,
+        "overrides": overrides,
+    }
+
+
+def trigger(settings: "ServiceSettings", parameters: dict[str, Any]) -> str:
+    """Start the flow, and return the id of the flow run."""
+    from tasks.follow import start_run  # noqa: PLC0415
+    from tasks.prefect_api import connect  # noqa: PLC0415
+
+    with connect(settings.api_url) as api:
+        return start_run(api, FLOW, DEPLOYMENT, parameters)
+
+
+def follow_run(settings: "ServiceSettings", run_id: str) -> int:
+    """Follow a flow run until it ends; returns the exit code that says how."""
+    from tasks.follow import EXIT_CODES, INFO, follow  # noqa: PLC0415
+
+    return EXIT_CODES[follow(settings.api_url, settings.ui_url, run_id, _say, level=INFO)["type"]]
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    """Start the service if it is not up, run the demo recipe, print the table, and stop what was started."""
+    from tasks import service  # noqa: PLC0415
+
+    wishes = {name: value for name, value in (("steps", args.steps), ("seed", args.seed)) if value is not None}
+    parameters = build_parameters(args.run, "demo", "", "local", {"train": wishes} if wishes else {})
+    # Whatever ends this command, the servers that it started must not be left behind.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    settings = service_settings(args)
+    print("Starting Prefect, MLflow and a worker (about 20 s) ...", flush=True)
+    running = service.up(settings)
+    mine = len(running.started) == len(service.PARTS)
+    print(service.describe(running), flush=True)
+    try:
+        code = follow_run(running.settings, trigger(running.settings, parameters))
+        if code == 0:
+            show_report(parameters["run"], running.settings)
+        else:
+            print(f"The demo did not end well; logs: {running.settings.folder / 'logs'}", file=sys.stderr)
+    finally:
+        if mine and not args.keep:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it running
+            _say_stopped(service.down(running.settings))
+    if args.keep or not mine:
+        print("The service is still up; `hubert down` stops it.")
+    return code
+
+
+def show_report(run: str, settings: "ServiceSettings") -> None:
+    """Print the table that compares MFCC and the iterations, and where everything is."""
+    from hubert.report import summarise_run  # noqa: PLC0415
+
+    path, text = summarise_run(RunFolder.of(run))
+    places = {"report": path, "run": run, "Prefect": settings.ui_url, "MLflow": settings.mlflow_url}
+    print("\n".join(["", text, *(f"{name:<8} {place}" for name, place in places.items())]), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

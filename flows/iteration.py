@@ -1,0 +1,46 @@
+"""One HuBERT iteration: label the audio, train on the units, evaluate. The flow that people trigger."""
+
+from typing import Any
+
+from prefect import flow
+
+from flows.evaluation import evaluation
+from flows.label import label
+from flows.training import training
+from hubert.outcome import Outcome
+from tasks import resolve, train
+from tasks.cluster import task_runner
+
+
+@flow(name="hubert-iteration", flow_run_name=resolve.name_of_iteration, on_cancellation=[train.stop_trainings])
+def hubert_iteration(
+    run: str = "demo",
+    recipe: str = "demo",
+    data: str = "",
+    iteration: int | None = None,
+    teacher: str = "",
+    layer: int | None = None,
+    cluster: str = "local",
+    overrides: dict[str, Any] | None = None,
+    *,
+    extend: bool = False,
+) -> Outcome:
+    """Run one iteration of HuBERT pretraining; whatever is already done is found and not done again.
+
+    Args:
+        run: Name of the run: its folder, and its experiment in MLflow.
+        recipe: Name of a recipe in deployments/recipes, or a path to a TOML file: the science.
+        data: Folder of audio (or archive, or manifest). Empty: the recipe's own corpus, if it makes one.
+        iteration: Number of the iteration, from 1. Empty: the first one that is not finished.
+        teacher: Checkpoint folder whose layer is clustered. Empty: MFCC in iteration 1, later what the last one chose.
+        layer: Layer of the teacher, from 1. Empty: the layer that the last iteration chose.
+        cluster: Name of a file in deployments/clusters, or a path: where the work runs.
+        overrides: Settings that win over the recipe, such as {"train": {"steps": 500}}.
+        extend: Continue a finished training to more steps.
+    """
+    resolved = resolve.settle(
+        run, recipe, data, iteration=iteration, teacher=teacher, layer=layer, overrides=overrides, extend=extend
+    )
+    label.with_options(task_runner=task_runner(cluster, "label"))(resolved)
+    training(resolved)
+    return evaluation.with_options(task_runner=task_runner(cluster, "evaluation"))(resolved)

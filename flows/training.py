@@ -1,0 +1,12 @@
+"""From units to checkpoints: one training, followed until it ends, adopted if it is already running."""
+
+from prefect import flow
+
+from hubert.pipeline import Resolved
+from tasks import train
+
+
+@flow(name="training", flow_run_name="it{resolved.number} training", validate_parameters=False)
+def training(resolved: Resolved) -> None:
+    """Train the model to predict the units of masked spans."""
+    train.run(resolved.iteration)

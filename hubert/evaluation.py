@@ -1,0 +1,279 @@
+"""What a checkpoint's layers are worth: ABX error rates, and the quality of the units that they give.
+
+ABX compares MFCC and every layer of the scored checkpoints on the same items. Quality compares the units of this
+iteration, and units clustered on each layer, with phone alignments. Both extract what they need, and keep only scores.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from hubert.abx import ABXJob, ABXResult, Representation, score_in_subprocess
+from hubert.abx_score import write_features
+from hubert.alignments import Alignments, read_alignments
+from hubert.audio import read_waveform
+from hubert.config import ABXSettings, FeatureSettings
+from hubert.features import FeatureExtractor, FeatureSource, batches_by_length, extract
+from hubert.items import read_items, split_items, write_item
+from hubert.kmeans import CHUNK, Codebook, choose_seeds, torch_lloyd
+from hubert.manifest import read_manifest
+from hubert.paths import atomic_write, write_json
+from hubert.quality import PhoneCounter, PhoneStatistics
+from hubert.stage import Figures, Receipt, Spec, Stage, digest, file_digest
+
+ALL, FIRST_HALF, SECOND_HALF = "all items", "first half", "second half"
+MFCC = 0  # "layer" of the MFCC baseline in tables of layers
+MAX_CLUSTERED_FRAMES = 50_000  # per layer, for the units whose quality tells layers apart
+SEEDING_FRAMES = 10_000
+MAX_ITERATIONS = 30
+
+
+def layer_source(checkpoint: Mapping[str, Any], features: FeatureSettings) -> FeatureSource:
+    """Return the source for all layers of a checkpoint: its last layer, so that one pass computes every layer."""
+    return FeatureSource.of_layer(Path(checkpoint["path"]), checkpoint["sha256"], checkpoint["num_layers"], features)
+
+
+def layer_name(layer: int) -> str:
+    """Return a layer's name for people."""
+    return "MFCC" if layer == MFCC else f"layer {layer}"
+
+
+def every_representation(
+    rows: pl.DataFrame, source: FeatureSource, features: FeatureSettings, *, resample: bool
+) -> Iterator[tuple[int, str, Tensor]]:
+    """Yield (layer, fileid, features (F, D) float32 on the CPU) for MFCC (layer 0) and each layer, in one pass per batch."""
+    fileids = rows["fileid"].to_list()
+    mfcc, teacher = FeatureExtractor(FeatureSource()), FeatureExtractor(source)
+    for batch in batches_by_length(rows, features.batch_seconds):
+        waveforms = [torch.as_tensor(read_waveform(ref, resample=resample)) for _, ref in batch]
+        for layer, outputs in enumerate([mfcc(waveforms), *teacher.layers(waveforms)]):
+            for (index, _), output in zip(batch, outputs, strict=True):
+                yield layer, fileids[index], output.cpu()
+
+
+@dataclass
+class ABXStage(Stage):
+    """ABX error rates, in per cent, of MFCC and of each layer of the scored checkpoints."""
+
+    name: ClassVar[str] = "abx"
+    parent: Path
+    manifest: Path
+    manifest_key: str
+    item: Path
+    checkpoints: list[dict[str, Any]]
+    abx: ABXSettings
+    features: FeatureSettings
+    resample: bool = False
+
+    def settings(self) -> dict[str, Any]:
+        used = {
+            "before_residual": self.features.before_residual,
+            "dtype": self.features.dtype,
+            "resample": self.resample,
+        }
+        return {**self.abx.key_settings(), **used}
+
+    def inputs(self) -> dict[str, str]:
+        weights = digest([checkpoint["sha256"] for checkpoint in self.checkpoints])
+        return {"manifest": self.manifest_key, "item": file_digest(self.item), "checkpoints": weights}
+
+    def make_plan(self) -> list[Spec]:
+        shared = digest([self.manifest_key, file_digest(self.item), self.settings() | {"checkpoints": ""}])
+        return [{**checkpoint, "digest": digest([checkpoint["sha256"], shared])} for checkpoint in self.checkpoints]
+
+    def work(self, spec: Spec) -> tuple[list[Path], Figures]:
+        rows = read_manifest(self.manifest)
+        source = layer_source(spec, self.features)
+        with tempfile.TemporaryDirectory(prefix="features-", dir=self.folder) as scratch:
+            items = self._item_files(rows, Path(scratch))
+            wanted = read_items(items[ALL])["fileid"].unique()
+            rows = rows.filter(pl.col("fileid").is_in(wanted.implode()))
+            folders = self._write_representations(rows, source, Path(scratch))
+            job = ABXJob(
+                items=items,
+                representations=[
+                    Representation(name=layer_name(layer), features=folder, frame_rate=50 if layer else 100)
+                    for layer, folder in folders.items()
+                ],
+                output=Path(scratch) / "results.json",
+                max_size_group=self.abx.max_size_group,
+                max_x_across=self.abx.max_x_across,
+                seed=self.abx.seed,
+                num_threads=torch.get_num_threads(),
+            )
+            results = score_in_subprocess(job)
+        output = self.folder / "scores" / f"{spec['digest'][:16]}.json"
+        scores = [self._row(layer, spec["step"], results) for layer in folders]
+        write_json(output, {"rows": scores})
+        return [output], {"num_dropped_items": max(result.num_dropped_items for result in results)}
+
+    def finish(self, receipts: list[Receipt]) -> tuple[list[Path], Figures]:
+        rows = []
+        for receipt in receipts:
+            (name,) = receipt.outputs
+            scores = json.loads((self.folder / name).read_text())["rows"]
+            rows += [row for row in scores if row["layer"] != MFCC or receipt.index == 0]
+        return [], {
+            "rows": rows,
+            "num_dropped_items": receipts[0].figures["num_dropped_items"],
+            "item": self.item.name,
+            "before_residual": self.features.before_residual,
+            "selection": self.abx.selection,
+        }
+
+    def _item_files(self, rows: pl.DataFrame, folder: Path) -> dict[str, Path]:
+        """Write the items under the manifest's fileids: all of them and, if the settings ask for it, two halves."""
+        items = read_items(self.item, rows["fileid"])
+        parts = {ALL: items}
+        if self.abx.selection == "half":
+            parts[FIRST_HALF], parts[SECOND_HALF] = split_items(items, self.abx.seed)
+        paths = {name: folder / f"{name.replace(' ', '-')}.item" for name in parts}
+        for name, part in parts.items():
+            write_item(paths[name], part)
+        return paths
+
+    def _write_representations(self, rows: pl.DataFrame, source: FeatureSource, folder: Path) -> dict[int, Path]:
+        """Write the features of MFCC and every layer, one folder each; a batch at a time is in memory."""
+        folders = {layer: folder / f"layer-{layer}" for layer in range(source.layer + 1)}
+        pending: dict[int, list[tuple[str, Tensor]]] = {layer: [] for layer in folders}
+        written = dict.fromkeys(folders, 0)
+
+        def flush(layer: int) -> None:
+            # Each batch is a folder of its own below the layer's, which the scorer reads as one.
+            write_features(folders[layer] / f"{written[layer]:05d}", pending[layer])
+            pending[layer] = []
+            written[layer] += 1
+
+        for layer, fileid, features in every_representation(rows, source, self.features, resample=self.resample):
+            pending[layer].append((fileid, features if layer == MFCC else features.half()))
+            if sum(len(frames) for _, frames in pending[layer]) > MAX_CLUSTERED_FRAMES:
+                flush(layer)
+        for layer in folders:
+            flush(layer)
+        return folders
+
+    def _row(self, layer: int, step: int, results: Sequence[ABXResult]) -> dict[str, Any]:
+        """Return one line of the table: rates on all items, those that choose, and those that are reported."""
+        mine = {result.items: result for result in results if result.representation == layer_name(layer)}
+        choosing, reported = (FIRST_HALF, SECOND_HALF) if self.abx.selection == "half" else (ALL, ALL)
+        return {
+            "step": None if layer == MFCC else step,
+            "layer": layer,
+            "representation": layer_name(layer),
+            "all": rates(mine[ALL]),
+            "selection": rates(mine[choosing]),
+            "reported": rates(mine[reported]),
+        }
+
+
+def rates(result: ABXResult) -> dict[str, Any]:
+    """Return a result's error rates in per cent, with what they rest on."""
+    return {
+        "within": None if result.within is None else 100 * result.within,
+        "across": None if result.across is None else 100 * result.across,
+        "items": result.items,
+        "num_items": result.num_items,
+        "num_cells": result.num_cells_within + result.num_cells_across,
+    }
+
+
+@dataclass
+class QualityStage(Stage):
+    """Purity and PNMI against phone alignments: of this iteration's units, and of units clustered on each layer."""
+
+    name: ClassVar[str] = "quality"
+    parent: Path
+    manifest: Path
+    manifest_key: str
+    alignments: Path
+    source: FeatureSource
+    codebook: Path
+    codebook_key: str
+    checkpoint: dict[str, Any]
+    num_units: int
+    features: FeatureSettings
+    resample: bool = False
+
+    @cached_property
+    def _alignments_digest(self) -> str:
+        files = sorted(path for path in self.alignments.rglob("*") if path.is_file()) or [self.alignments]
+        return digest([[path.name, file_digest(path)] for path in files])
+
+    def settings(self) -> dict[str, Any]:
+        used = {
+            "before_residual": self.features.before_residual,
+            "dtype": self.features.dtype,
+            "resample": self.resample,
+        }
+        return {"num_units": self.num_units, **used}
+
+    def inputs(self) -> dict[str, str]:
+        return {
+            "manifest": self.manifest_key,
+            "alignments": self._alignments_digest,
+            "codebook": self.codebook_key,
+            "checkpoint": self.checkpoint["sha256"],
+        }
+
+    def make_plan(self) -> list[Spec]:
+        return [{"part": "units"}, {"part": "layers"}]
+
+    def work(self, spec: Spec) -> tuple[list[Path], Figures]:
+        rows = read_manifest(self.manifest)
+        alignments = read_alignments(self.alignments, rows["fileid"])
+        rows = rows.filter(pl.Series([fileid in alignments for fileid in rows["fileid"]]))
+        if spec["part"] == "layers":
+            return [], {"layers": self._layers(rows, alignments), "num_units": self.num_units}
+        counts = self._units(rows, alignments)
+        output = self.folder / "joint.json"
+        joint = {"phones": counts.phones, "units": counts.num_units, "counts": counts.joint.tolist()}
+        with atomic_write(output) as temporary:
+            temporary.write_text(json.dumps(joint, ensure_ascii=False))
+        return [output], {"units": counts.figures(), "num_unmatched_files": alignments.num_unmatched}
+
+    def finish(self, receipts: list[Receipt]) -> tuple[list[Path], Figures]:
+        merged: Figures = {}
+        for receipt in receipts:
+            merged |= receipt.figures
+        return [], merged
+
+    def _units(self, rows: pl.DataFrame, alignments: Alignments) -> PhoneStatistics:
+        codebook = Codebook.load(self.codebook)
+        codebook.check_source(self.source)
+        counter = PhoneCounter(alignments, num_units=len(codebook), frame_rate=codebook.frame_rate)
+        fileids = rows["fileid"].to_list()
+        extractor = FeatureExtractor(self.source)
+        for index, features in extract(
+            rows, extractor, batch_seconds=self.features.batch_seconds, resample=self.resample
+        ):
+            counter.update(fileids[index], codebook.assign(features).cpu().numpy())
+        return counter.statistics
+
+    def _layers(self, rows: pl.DataFrame, alignments: Alignments) -> list[dict[str, Any]]:
+        """Cluster each layer's frames of the aligned audio and compare the units with the phones."""
+        source = layer_source(self.checkpoint, self.features)
+        frames: dict[int, list[tuple[str, Tensor]]] = {layer: [] for layer in range(source.layer + 1)}
+        for layer, fileid, features in every_representation(rows, source, self.features, resample=self.resample):
+            if sum(len(part) for _, part in frames[layer]) < MAX_CLUSTERED_FRAMES:
+                frames[layer].append((fileid, features))
+        return [self._layer(layer, parts, alignments) for layer, parts in frames.items()]
+
+    def _layer(self, layer: int, parts: list[tuple[str, Tensor]], alignments: Alignments) -> dict[str, Any]:
+        stacked = torch.cat([part for _, part in parts])
+        num_units = min(self.num_units, len(stacked) // 2)
+        seeds = choose_seeds(stacked[:: 1 + len(stacked) // SEEDING_FRAMES], num_units, seed=0)
+        centroids, _ = torch_lloyd(lambda: stacked.split(CHUNK), seeds, max_iterations=MAX_ITERATIONS, tolerance=1e-4)
+        codebook = Codebook(centroids, {})
+        counter = PhoneCounter(alignments, num_units=num_units, frame_rate=50 if layer else 100)
+        for fileid, part in parts:
+            counter.update(fileid, codebook.assign(part).numpy())
+        figures = counter.statistics.figures()
+        return {"layer": layer, "representation": layer_name(layer), "num_units": num_units, **figures}

@@ -1,0 +1,250 @@
+"""The codebook: k-means++ centroids of a sample, refined by Lloyd's algorithm over all sampled frames.
+
+The default settings of dask-ml's k-means|| find 44 of 100 centres on speech and fill up the rest at random, so the
+first centroids come from k-means++ on a bounded sample (`choose_seeds`), whoever runs Lloyd: torch here, in one
+process, or dask-ml on the cluster's workers (`tasks/kmeans.py`).
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hubert.config import KMeansSettings
+from hubert.errors import DataError
+from hubert.features import FeatureSource, describe_source, frame_counts, read_frames, shard_shape
+from hubert.paths import atomic_write
+from hubert.stage import Figures, Receipt, Spec, Stage, digest, file_digest
+
+CHUNK = 1 << 16  # frames per matrix product: (65,536, 500) float32 distances are 131 MB
+
+Chunks = Callable[[], Iterable[Tensor]]
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """Centroids (K, D) float32 and where they come from (features, checkpoint, layer, convention, seed, distance)."""
+
+    centroids: Tensor
+    metadata: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.centroids)
+
+    @property
+    def frame_rate(self) -> int:
+        """Frames per second of the features that it labels."""
+        return int(self.metadata["frame_rate"])
+
+    def assign(self, features: Tensor) -> Tensor:
+        """Return the nearest centroid (N,) int64 of each frame (N, D), by squared Euclidean distance."""
+        centroids = self.centroids.to(features.device)
+        half = centroids.square().sum(1) / 2
+        return torch.cat([(half - chunk @ centroids.T).argmin(1) for chunk in features.float().split(CHUNK)])
+
+    def check_source(self, source: FeatureSource) -> None:
+        """Refuse features that the codebook was not made from.
+
+        Raises:
+            DataError: kind, weights, layer, convention or arithmetic differ; names both.
+        """
+        own = self.metadata["source"]
+        if own != source.identity:
+            raise DataError(
+                f"the codebook was made from {describe_source(own)}, the features are {describe_source(source.identity)}; "
+                "units of another source are noise: use the checkpoint and layer that the codebook names, or fit a new one"
+            )
+
+    def save(self, path: Path) -> None:
+        """Write centroids and metadata to one safetensors file."""
+        with atomic_write(path) as temporary:
+            save_file(
+                {"centroids": self.centroids.contiguous()}, temporary, {"codebook": json.dumps(dict(self.metadata))}
+            )
+
+    @classmethod
+    def load(cls, path: Path) -> "Codebook":
+        """Read a codebook.
+
+        Raises:
+            DataError: the file is none of ours.
+        """
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            if "codebook" not in header or "centroids" not in file.keys():  # noqa: SIM118  (safe_open is no mapping)
+                raise DataError(
+                    f"{path}: expected a codebook with `centroids` and its metadata, found {list(file.keys())}"
+                )
+            return cls(file.get_tensor("centroids"), json.loads(header["codebook"]))
+
+
+def draw_frames(shards: Sequence[Path], num_frames: int, seed: int) -> Tensor:
+    """Draw frames (n, D) uniformly without replacement over all shards; n = min(num_frames, all)."""
+    counts = frame_counts(shards)
+    total = sum(counts)
+    drawn = np.sort(np.random.default_rng(seed).choice(total, min(num_frames, total), replace=False))
+    starts = np.cumsum([0, *counts])
+    parts = []
+    for path, start, end in zip(shards, starts, starts[1:], strict=False):
+        inside = drawn[(drawn >= start) & (drawn < end)] - start
+        if len(inside):
+            parts.append(read_frames(path)[torch.from_numpy(inside)])
+    return torch.cat(parts)
+
+
+def choose_seeds(frames: Tensor, num_units: int, seed: int) -> Tensor:
+    """Choose first centroids (K, D) by k-means++ (scikit-learn's, greedy over 2 + log K candidates).
+
+    Raises:
+        DataError: fewer frames than units.
+    """
+    from sklearn.cluster import kmeans_plusplus  # noqa: PLC0415  (slow import, needed once per codebook)
+
+    if len(frames) < num_units:
+        raise DataError(
+            f"{num_units} units need at least as many frames, found {len(frames)}; "
+            "the sample is too small: raise kmeans.sample_fraction or lower kmeans.num_units"
+        )
+    centres, _ = kmeans_plusplus(frames.numpy(), num_units, random_state=seed)
+    return torch.from_numpy(centres).float()
+
+
+def torch_lloyd(chunks: Chunks, centroids: Tensor, *, max_iterations: int, tolerance: float) -> tuple[Tensor, int]:
+    """Run Lloyd's algorithm in this process (on the GPU if there is one).
+
+    A cluster that loses all its frames keeps its place. Memory is one chunk of frames and of distances.
+
+    Args:
+        chunks: called once per iteration; gives the frames in chunks (n, D) float32.
+        centroids: the first ones (K, D).
+        max_iterations: most iterations.
+        tolerance: stop when the squared shift of all centroids together is at most this times the frames' variance.
+
+    Returns:
+        centroids (K, D) float32 and the number of iterations.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    limit = tolerance * mean_variance(chunks)
+    centroids = centroids.to(device)
+    iteration, shift = 0, float("inf")
+    while iteration < max_iterations and shift > limit:
+        iteration += 1
+        sums = torch.zeros(centroids.shape, dtype=torch.float64, device=device)
+        counts = torch.zeros(len(centroids), dtype=torch.float64, device=device)
+        for chunk in (chunk.to(device) for chunk in chunks()):
+            units = Codebook(centroids, {}).assign(chunk)
+            sums.index_add_(0, units, chunk.double())
+            counts += torch.bincount(units, minlength=len(centroids))
+        moved = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), centroids.double()).float()
+        shift = float((moved - centroids).square().sum())
+        centroids = moved
+    return centroids.cpu(), iteration
+
+
+def mean_variance(chunks: Chunks) -> float:
+    """Return the variance of the frames, averaged over the dimensions: what Lloyd's tolerance is relative to."""
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
+    for chunk in (chunk.double() for chunk in chunks()):
+        count, total, squares = count + len(chunk), total + chunk.sum(0), squares + chunk.square().sum(0)
+    return float((squares / count - (total / count).square()).mean())
+
+
+def codebook_figures(shards: Sequence[Path], codebook: Codebook) -> Figures:
+    """Measure a codebook on the frames it was made from.
+
+    `mean_squared_distance` is the mean over frames of the squared distance to the nearest centroid (our own: dask-ml's
+    `inertia_` may hold unsquared ones), `usage_perplexity` is exp of the entropy of the units' frequencies.
+    """
+    counts = torch.zeros(len(codebook), dtype=torch.int64)
+    total = 0.0
+    for chunk in iterate_chunks(shards):
+        units = codebook.assign(chunk)
+        counts += torch.bincount(units, minlength=len(codebook))
+        total += float((chunk - codebook.centroids[units]).square().sum(dtype=torch.float64))
+    share = counts[counts > 0] / counts.sum()
+    return {
+        "mean_squared_distance": total / int(counts.sum()),
+        "num_empty_units": int((counts == 0).sum()),
+        "usage_perplexity": float((-(share * share.log()).sum()).exp()),
+        "num_frames": int(counts.sum()),
+    }
+
+
+def iterate_chunks(shards: Sequence[Path]) -> Iterator[Tensor]:
+    """Yield the frames of all shards in chunks (n, D) float32 of bounded size."""
+    for path in shards:
+        num_frames, _ = shard_shape(path)
+        for start in range(0, num_frames, CHUNK):
+            yield read_frames(path, start, start + CHUNK)
+
+
+@dataclass
+class KMeansStage(Stage):
+    """Fit the codebook on the sampled frames."""
+
+    name: ClassVar[str] = "kmeans"
+    parent: Path
+    shards: list[Path]
+    features_key: str
+    source: FeatureSource
+    kmeans: KMeansSettings
+    seed: int
+
+    def settings(self) -> dict[str, Any]:
+        # How the utterances were drawn shows in the features' key.
+        sampling = {"sample_fraction", "sample_hours", "min_sample_files"}
+        return {"seed": self.seed} | {
+            name: value for name, value in self.kmeans.key_settings().items() if name not in sampling
+        }
+
+    def inputs(self) -> dict[str, str]:
+        return {"features": self.features_key}
+
+    def make_plan(self) -> list[Spec]:
+        return [{"num_units": self.kmeans.num_units}]
+
+    def lloyd(self, centroids: Tensor) -> tuple[Tensor, int]:
+        """Refine the first centroids; `tasks/kmeans.py` does it on Dask workers."""
+        return torch_lloyd(
+            lambda: iterate_chunks(self.shards),
+            centroids,
+            max_iterations=self.kmeans.max_iterations,
+            tolerance=self.kmeans.tolerance,
+        )
+
+    def work(self, spec: Spec) -> tuple[list[Path], Figures]:
+        seeds = choose_seeds(
+            draw_frames(self.shards, self.kmeans.seeding_frames, self.seed), spec["num_units"], self.seed
+        )
+        centroids, num_iterations = self.lloyd(seeds)
+        figures = codebook_figures(self.shards, Codebook(centroids, {})) | {"num_iterations": num_iterations}
+        metadata = {
+            "source": self.source.identity,
+            "frame_rate": self.source.frame_rate,
+            "num_units": len(centroids),
+            "seed": self.seed,
+            "checkpoint": self.source.checkpoint,
+            **figures,
+        }
+        Codebook(centroids, metadata).save(self.path)
+        return [self.path], figures
+
+    def finish(self, receipts: list[Receipt]) -> tuple[list[Path], Figures]:
+        return [], {**receipts[0].figures, "num_units": self.kmeans.num_units, "sha256": file_digest(self.path)}
+
+    @property
+    def path(self) -> Path:
+        """The codebook's file."""
+        return self.folder / "codebook.safetensors"
+
+    @property
+    def codebook_key(self) -> str:
+        """What units depend on: how the codebook was made, not the bytes (times in a header must not matter)."""
+        return digest([self.key, self.source.identity])

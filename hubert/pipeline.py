@@ -1,0 +1,364 @@
+"""How the stages of one iteration hang together: what each one reads, and from where.
+
+    manifest ─> features ─> kmeans ─> units ─> train ─> validate ─┬─> abx ─────┬─> outcome ─> next iteration
+                                                                  └─> quality ─┘      └────> report
+
+`resolve` turns what a person asked for into `Resolved`, which is written down once and obeyed by every retry.
+`Iteration` builds the stages from it, each when it is first asked for, since a key needs the finished inputs. The
+command line and the flows go through these same objects.
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from hubert.validate import ValidateStage
+
+from hubert.config import IterationSettings, Recipe, Section, read_recipe
+from hubert.errors import ConfigError
+from hubert.evaluation import ABXStage, QualityStage
+from hubert.features import FeatureSource, FeaturesStage
+from hubert.kmeans import KMeansStage
+from hubert.manifest_stage import ManifestStage
+from hubert.outcome import Outcome, read_outcome
+from hubert.paths import RunFolder, atomic_write, find_recipe, write_json
+from hubert.report import ReportStage
+from hubert.stage import Stage, file_digest
+from hubert.train import TrainStage
+from hubert.units import UnitsStage
+
+
+class Resolved(Section):
+    """What one iteration of a run will do: nothing is looked up again after this."""
+
+    run: str
+    number: int
+    data: str
+    recipe: Recipe
+    recipe_name: str
+    source: dict[str, Any]
+    chosen: str
+    extend: bool = False
+
+    @property
+    def iteration(self) -> "Iteration":
+        """Build the stages' view of this iteration."""
+        return Iteration(self)
+
+    def save(self, path: Path) -> None:
+        """Write the settings as TOML."""
+        content = self.model_dump(mode="json", exclude_none=True)
+        with atomic_write(path) as temporary:
+            temporary.write_text(tomli_w.dumps(content))
+
+    def remember(self) -> None:
+        """Write down in the run's folder what this iteration does, and what it starts from."""
+        folder = RunFolder(Path(self.run))
+        self.save(folder.settings(self.number))
+        write_json(folder.choice(self.number), {"source": self.source, "why": self.chosen})
+
+    @classmethod
+    def load(cls, path: Path) -> "Resolved":
+        """Read what `save` wrote."""
+        return cls.model_validate(tomllib.loads(path.read_text()))
+
+
+def resolve(
+    run: str,
+    recipe: str,
+    data: str,
+    *,
+    iteration: int | None = None,
+    teacher: str = "",
+    layer: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    extend: bool = False,
+    settings: Recipe | None = None,
+) -> Resolved:
+    """Settle what an iteration will do, before anything starts.
+
+    Args:
+        run: name or path of the run.
+        recipe: name or path of the recipe.
+        data: the data folder (or audio folder, archive, manifest).
+        iteration: number from 1; None: the first one that is not finished.
+        teacher: checkpoint folder whose layer is clustered; empty: the previous iteration's outcome (MFCC in iteration 1).
+        layer: layer of the teacher, from 1; None: the one that the previous iteration chose.
+        overrides: settings that win over the recipe.
+        extend: continue a finished training to more steps.
+        settings: the recipe's content where it is known already (with the overrides); then no file is read.
+
+    Raises:
+        ConfigError: a setting, the data, the teacher or the previous iteration's outcome is missing or contradictory.
+    """
+    folder = RunFolder.of(run)
+    settings = settings or read_recipe(find_recipe(recipe), overrides)
+    location = Path(data).expanduser().resolve()
+    if not data or not location.exists():
+        raise ConfigError(f"data {data!r}: expected a folder of audio, an archive or a manifest; it does not exist")
+    number = iteration or first_unfinished(folder)
+    if number < 1:
+        raise ConfigError(f"iteration {number}: iterations count from 1")
+    source, chosen = choose_source(folder, number, settings.iteration(number), teacher=teacher, layer=layer)
+    return Resolved(
+        run=str(folder.root),
+        number=number,
+        data=str(location),
+        recipe=settings,
+        recipe_name=recipe,
+        source=vars(source),
+        chosen=chosen,
+        extend=extend,
+    )
+
+
+def first_unfinished(folder: RunFolder) -> int:
+    """Return the number of the first iteration without an outcome."""
+    number = 1
+    while read_outcome(folder, number) is not None:
+        number += 1
+    return number
+
+
+def choose_source(
+    folder: RunFolder, number: int, settings: IterationSettings, *, teacher: str, layer: int | None
+) -> tuple[FeatureSource, str]:
+    """Settle what an iteration clusters, and say why: a given teacher, the previous outcome, or MFCC."""
+    if teacher:
+        checkpoint = Path(teacher).expanduser().resolve()
+        if not (checkpoint / "model.safetensors").exists():
+            raise ConfigError(
+                f"teacher {teacher!r}: expected a checkpoint folder with model.safetensors (such as it1/train-…/step-00000400)"
+            )
+        if layer is None:
+            raise ConfigError(
+                f"teacher {teacher!r} was given without `layer`: say which of its layers is clustered, from 1"
+            )
+        sha256 = file_digest(checkpoint / "model.safetensors")
+        return FeatureSource.of_layer(checkpoint, sha256, layer, settings.features), "given: teacher and layer"
+    if number == 1:
+        if layer is not None:
+            raise ConfigError(f"layer {layer} was given for iteration 1 without a teacher; iteration 1 clusters MFCCs")
+        return FeatureSource(), "iteration 1 starts from MFCC"
+    outcome = read_outcome(folder, number - 1)
+    if outcome is None:
+        raise ConfigError(
+            f"iteration {number} of {folder.root} needs a teacher, and iteration {number - 1} is not finished; "
+            f"run iteration {number - 1} first, or give `teacher` and `layer`"
+        )
+    why = outcome.why if layer is None else f"given: layer {layer}"
+    chosen = layer or outcome.layer
+    return FeatureSource.of_layer(Path(outcome.checkpoint), outcome.sha256, chosen, settings.features), why
+
+
+@dataclass
+class Iteration:
+    """The stages of one iteration. Each property needs the stages before it to be finished."""
+
+    resolved: Resolved
+
+    @cached_property
+    def folder(self) -> RunFolder:
+        """The run's folder."""
+        return RunFolder(Path(self.resolved.run))
+
+    @cached_property
+    def settings(self) -> IterationSettings:
+        """The merged settings of this iteration."""
+        return self.resolved.recipe.iteration(self.resolved.number)
+
+    @cached_property
+    def source(self) -> FeatureSource:
+        """What this iteration clusters."""
+        return FeatureSource(**self.resolved.source)
+
+    @property
+    def number(self) -> int:
+        """The iteration's number, from 1."""
+        return self.resolved.number
+
+    @property
+    def home(self) -> Path:
+        """The iteration's folder."""
+        return self.folder.iteration(self.number)
+
+    @cached_property
+    def manifest(self) -> ManifestStage:
+        """All audio, checked, split into training and validation."""
+        data = self.settings.data
+        return ManifestStage(self.folder.root, self._paths(data.audio), self._paths(data.validation), data)
+
+    @cached_property
+    def features(self) -> FeaturesStage:
+        """Frames of the k-means sample."""
+        stage = FeaturesStage(
+            self.home,
+            self.manifest.train,
+            self.source,
+            self.settings.features,
+            self.settings.kmeans,
+            self.settings.train.seed,
+            self.settings.data.resample,
+        )
+        # A pruned sample will do where the codebook is there; another codebook needs the frames again.
+        stage.accepts_pruned = self._codebook([], stage.key).done() is not None
+        return stage
+
+    @cached_property
+    def kmeans(self) -> KMeansStage:
+        """The codebook."""
+        return self._codebook(self.features.shards(), self.features.key)
+
+    def _codebook(self, shards: list[Path], features_key: str) -> KMeansStage:
+        return KMeansStage(self.home, shards, features_key, self.source, self.settings.kmeans, self.settings.train.seed)
+
+    @cached_property
+    def units(self) -> UnitsStage:
+        """Units of every file."""
+        return UnitsStage(
+            self.home,
+            {"train": self.manifest.train, "validation": self.manifest.validation},
+            self.manifest.key,
+            self.source,
+            self.kmeans.path,
+            self.kmeans.codebook_key,
+            self.settings.features,
+            self.settings.units,
+            self.settings.data.resample,
+        )
+
+    @cached_property
+    def train(self) -> TrainStage:
+        """Masked prediction of the units."""
+        units = self.units
+        return TrainStage(
+            self.home,
+            table=units.table("train"),
+            table_key=units.key,
+            num_units=self.settings.kmeans.num_units,
+            train=self.settings.train,
+            extend=self.resolved.extend,
+        )
+
+    @cached_property
+    def validate(self) -> ValidateStage:
+        """Losses of every checkpoint on the same crops and masks."""
+        return ValidateStage(
+            self.home,
+            table=self.units.table("validation"),
+            table_key=self.units.key,
+            checkpoints=self.train.checkpoints(),
+            validation=self.settings.validation,
+            train=self.settings.train,
+        )
+
+    @cached_property
+    def abx_manifest(self) -> ManifestStage | None:
+        """The audio of the ABX items; None without an item file."""
+        return self._extra_manifest(self.settings.abx.audio) if self.settings.abx.item else None
+
+    @cached_property
+    def abx(self) -> ABXStage | None:
+        """ABX error rates of MFCC and of each layer; None without an item file."""
+        if self.abx_manifest is None or self.settings.abx.item is None:
+            return None
+        return ABXStage(
+            self.home,
+            manifest=self.abx_manifest.everything,
+            manifest_key=self.abx_manifest.key,
+            item=self._path(self.settings.abx.item),
+            checkpoints=self.scored_checkpoints(),
+            abx=self.settings.abx,
+            features=self.settings.features,
+            resample=self.settings.data.resample,
+        )
+
+    @cached_property
+    def quality_manifest(self) -> ManifestStage | None:
+        """The audio that the alignments cover; None without alignments."""
+        if not self.settings.quality.alignments:
+            return None
+        data = self.settings.data
+        return self._extra_manifest(self.settings.quality.audio or (*data.audio, *data.validation))
+
+    @cached_property
+    def quality(self) -> QualityStage | None:
+        """Purity and PNMI of the units and of each layer; None without alignments."""
+        if self.quality_manifest is None or self.settings.quality.alignments is None:
+            return None
+        return QualityStage(
+            self.home,
+            manifest=self.quality_manifest.everything,
+            manifest_key=self.quality_manifest.key,
+            alignments=self._path(self.settings.quality.alignments),
+            source=self.source,
+            codebook=self.kmeans.path,
+            codebook_key=self.kmeans.codebook_key,
+            checkpoint=self.best_checkpoint(),
+            num_units=self.resolved.recipe.iteration(self.number + 1).kmeans.num_units,
+            features=self.settings.features,
+            resample=self.settings.data.resample,
+        )
+
+    @cached_property
+    def report(self) -> ReportStage:
+        """The iteration's page."""
+        return ReportStage(
+            self.home,
+            run_folder=self.folder.root,
+            number=self.number,
+            resolved=self.resolved.model_dump(mode="json"),
+            stages={stage.name: stage.folder for stage in self.evaluated()},
+            outcome=vars(self.outcome()),
+        )
+
+    def evaluated(self) -> list[Stage]:
+        """Return all stages that come before the report."""
+        stages = [
+            self.manifest,
+            self.features,
+            self.kmeans,
+            self.units,
+            self.train,
+            self.validate,
+            self.abx,
+            self.quality,
+        ]
+        return [stage for stage in stages if stage is not None]
+
+    def best_checkpoint(self) -> dict[str, Any]:
+        """Return the checkpoint with the lowest masked cross-entropy: step, path, sha256."""
+        best: dict[str, Any] = self.validate.figures()["best"]
+        return best
+
+    def scored_checkpoints(self) -> list[dict[str, Any]]:
+        """Return the checkpoints whose layers ABX scores."""
+        return self.train.checkpoints() if self.settings.abx.checkpoints == "all" else [self.best_checkpoint()]
+
+    def outcome(self) -> Outcome:
+        """Choose checkpoint and layer from the finished evaluation."""
+        return Outcome.choose(
+            number=self.number,
+            best=self.best_checkpoint(),
+            abx=self.abx.figures() if self.abx else None,
+            quality=self.quality.figures() if self.quality else None,
+        )
+
+    def _path(self, name: str) -> Path:
+        data = Path(self.resolved.data)
+        path = data / name if data.is_dir() else data
+        if not path.exists():
+            raise ConfigError(
+                f"{path} does not exist: the recipe {self.resolved.recipe_name!r} expects {name!r} in {data}"
+            )
+        return path
+
+    def _paths(self, names: Sequence[str]) -> list[Path]:
+        return [self._path(name) for name in names]
+
+    def _extra_manifest(self, names: Sequence[str]) -> ManifestStage:
+        return ManifestStage(self.folder.root, self._paths(names), [], self.settings.data, split=False)

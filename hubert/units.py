@@ -1,0 +1,144 @@
+"""Units: the codebook's nearest centroid for every frame of every file.
+
+Labelling runs the features and the centroid search in one pass per shard and writes only units: parquet shards for
+people and other tools, and flat memory-mapped tables for the trainer (`hubert.table`).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import polars as pl
+
+from hubert.config import FeatureSettings, UnitSettings
+from hubert.features import FeatureExtractor, FeatureSource, extract
+from hubert.kmeans import Codebook
+from hubert.manifest import plan_shards, read_manifest, scan_manifest, shard_digests
+from hubert.paths import atomic_write
+from hubert.quality import UnitStatistics
+from hubert.stage import Figures, Receipt, Spec, Stage, digest
+from hubert.table import write_table
+
+UNITS_SCHEMA = {"fileid": pl.String, "units": pl.List(pl.UInt16), "frame_rate": pl.Int32, "codebook": pl.String}
+
+
+def label(
+    rows: pl.DataFrame, extractor: FeatureExtractor, codebook: Codebook, *, batch_seconds: float, resample: bool
+) -> pl.DataFrame:
+    """Label all rows of a manifest.
+
+    Returns:
+        `fileid, units, frame_rate, codebook` in the order of `rows`; (F,) units per file with F the number of frames.
+    """
+    codebook.check_source(extractor.source)
+    found: dict[int, np.ndarray] = {}
+    for index, features in extract(rows, extractor, batch_seconds=batch_seconds, resample=resample):
+        found[index] = codebook.assign(features).cpu().numpy().astype(np.uint16)
+    return pl.DataFrame(
+        {
+            "fileid": rows["fileid"],
+            "units": pl.Series([found[index] for index in range(len(rows))], dtype=pl.List(pl.UInt16)),
+            "frame_rate": pl.Series([codebook.frame_rate] * len(rows), dtype=pl.Int32),
+            "codebook": pl.Series([str(codebook.metadata.get("key", ""))] * len(rows), dtype=pl.String),
+        },
+        schema=UNITS_SCHEMA,
+    )
+
+
+def write_units(path: Path, units: pl.DataFrame) -> None:
+    """Write labelled files as one parquet shard."""
+    with atomic_write(path) as temporary:
+        units.write_parquet(temporary)
+
+
+@dataclass
+class UnitsStage(Stage):
+    """Label the files of some manifests (`train`, `validation`) with a codebook."""
+
+    name: ClassVar[str] = "units"
+    parent: Path
+    manifests: Mapping[str, Path]
+    manifest_key: str
+    source: FeatureSource
+    codebook: Path
+    codebook_key: str
+    features: FeatureSettings
+    units: UnitSettings = field(default_factory=UnitSettings)
+    resample: bool = False
+
+    @cached_property
+    def _content(self) -> dict[str, str]:
+        """What shards of equal rows share, whatever manifest they stand in."""
+        return {"codebook": self.codebook_key, "source": digest(self.source.identity), "resample": str(self.resample)}
+
+    def settings(self) -> dict[str, Any]:
+        return {"resample": self.resample} if self.resample else {}
+
+    def inputs(self) -> dict[str, str]:
+        return {"manifest": self.manifest_key, **self._content}
+
+    def make_plan(self) -> list[Spec]:
+        specs = []
+        for part, manifest in self.manifests.items():
+            rows = scan_manifest(manifest)
+            bounds = plan_shards(rows, hours_per_shard=self.units.shard_hours)
+            for (start, end), content in zip(bounds, shard_digests(rows, bounds), strict=True):
+                specs.append({"part": part, "start": start, "end": end, "digest": digest([content, self._content])})
+        return specs
+
+    def work(self, spec: Spec) -> tuple[list[Path], Figures]:
+        rows = read_manifest(self.manifests[spec["part"]], start=spec["start"], end=spec["end"])
+        codebook = Codebook.load(self.codebook)
+        labelled = label(
+            rows,
+            FeatureExtractor(self.source),
+            codebook,
+            batch_seconds=self.features.batch_seconds,
+            resample=self.resample,
+        )
+        output = self.folder / "shards" / f"{spec['digest'][:16]}.parquet"
+        write_units(output, labelled)
+        return [output], {"num_files": len(rows), "num_frames": int(labelled["units"].list.len().sum())}
+
+    def finish(self, receipts: list[Receipt]) -> tuple[list[Path], Figures]:
+        plan = self.plan()
+        codebook = Codebook.load(self.codebook)
+        figures: Figures = {"num_units": len(codebook), "frame_rate": codebook.frame_rate}
+        outputs = []
+        for part, manifest in self.manifests.items():
+            statistics = UnitStatistics(len(codebook))
+            mine = [receipt for receipt in receipts if plan.specs[receipt.index]["part"] == part]
+            shards = [(plan.specs[receipt.index], self.folder / next(iter(receipt.outputs))) for receipt in mine]
+            write_table(
+                self.table(part),
+                self._chunks(manifest, shards, statistics),
+                frame_rate=codebook.frame_rate,
+                num_units=len(codebook),
+                codebook=self.codebook_key,
+                resample=self.resample,
+            )
+            outputs.append(self.table(part))
+            figures[part] = {
+                "num_files": sum(receipt.figures["num_files"] for receipt in mine),
+                "num_frames": sum(receipt.figures["num_frames"] for receipt in mine),
+                **statistics.figures(),
+            }
+        return outputs, figures
+
+    def _chunks(
+        self, manifest: Path, shards: list[tuple[Spec, Path]], statistics: UnitStatistics
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the manifest's rows with their units, shard by shard, joined by `fileid`."""
+        for spec, path in shards:
+            rows = read_manifest(manifest, start=spec["start"], end=spec["end"])
+            joined = rows.join(pl.read_parquet(path), on="fileid", how="left", maintain_order="left", validate="1:1")
+            for units in joined["units"]:
+                statistics.update(units.to_numpy())
+            yield joined.to_dict(as_series=True)
+
+    def table(self, part: str) -> Path:
+        """Return the folder of the trainer's table of a part."""
+        return self.folder / "tables" / part

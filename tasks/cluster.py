@@ -1,0 +1,114 @@
+"""The Dask workers that a stage runs on: settings of a site in, a Prefect task runner out.
+
+`deployments/clusters/*.yaml` has one section per kind of work, so that labelling (GPU) and evaluation may ask for
+different machines. Flows name a section, never a cluster.
+"""
+
+import logging
+import os
+import tempfile
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import Any, Literal
+
+import yaml
+from distributed import LocalCluster
+from prefect_dask import DaskTaskRunner
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hubert.config import explain
+from hubert.errors import ConfigError
+from hubert.paths import find_cluster
+
+
+# At their default level, Dask's processes tell of every connection, in the log of the Prefect run.
+logging.getLogger("distributed").setLevel(logging.WARNING)
+
+
+class WorkerSettings(BaseModel):
+    """The workers of one section."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_workers: int = Field(0, ge=0, description="worker processes; 0: one per core")
+    threads_per_worker: int = Field(1, ge=1, description="shards at once in one worker process")
+    memory_limit: str = Field(
+        "auto", description="memory per worker, such as 8GB; auto: the machine's, shared out; 0: no limit"
+    )
+    dashboard_address: str = Field("127.0.0.1:0", description="where Dask's dashboard listens; port 0: any free one")
+
+
+class ClusterSettings(BaseModel):
+    """A site: what kind of cluster, and the workers of each section."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["local", "address"] = Field(
+        "local", description="workers on this machine, or a running Dask scheduler"
+    )
+    address: str = Field("", description="the running scheduler's address, such as tcp://node1:8786 (kind: address)")
+    label: WorkerSettings = Field(default_factory=WorkerSettings, description="manifest, features, k-means, units")
+    evaluation: WorkerSettings = Field(default_factory=WorkerSettings, description="validation, ABX, quality, report")
+
+
+def read_cluster(name: str) -> ClusterSettings:
+    """Read a site's settings by name or path.
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or a key is wrong; names it.
+    """
+    path = find_cluster(name)
+    if not path.exists():
+        known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml"))) or "none"
+        raise ConfigError(f"cluster {name!r}: {path} does not exist; known clusters: {known}")
+    try:
+        settings = ClusterSettings.model_validate(yaml.safe_load(path.read_text()) or {})
+    except yaml.YAMLError as error:
+        raise ConfigError(f"cluster {path} is not YAML: {error}") from error
+    except ValidationError as error:
+        raise ConfigError(f"cluster {path}: {explain(error)}") from error
+    if (settings.kind == "address") != bool(settings.address):
+        raise ConfigError(
+            f"cluster {path}: kind is {settings.kind!r} and address is {settings.address!r}; "
+            "`kind: address` needs one, the other kinds none"
+        )
+    return settings
+
+
+def task_runner(cluster: str, section: str) -> DaskTaskRunner:
+    """Return the runner for a section. Its workers start with the first task, so a finished stage starts none."""
+    settings = read_cluster(cluster)
+    if settings.kind == "address":
+        return DaskTaskRunner(address=settings.address)
+    workers: WorkerSettings = getattr(settings, section)
+    return DaskTaskRunner(cluster_class=shared_workers, cluster_kwargs={"workers": workers})
+
+
+def shared_workers(workers: WorkerSettings) -> AbstractContextManager[LocalCluster]:
+    """Give this process's local workers, started at the first call and stopped with the process.
+
+    Starting them costs seconds of every core (each imports torch), so the flows of a process share them.
+    """
+    return nullcontext(_start_workers(workers))
+
+
+@cache
+def _start_workers(workers: WorkerSettings) -> LocalCluster:
+    return LocalCluster(**local_workers(workers))
+
+
+def local_workers(workers: WorkerSettings) -> dict[str, Any]:
+    """Return LocalCluster's arguments: cores are shared out, so that workers do not fight for them."""
+    cores = len(os.sched_getaffinity(0))
+    num_workers = workers.num_workers or cores
+    threads = str(max(1, cores // (num_workers * workers.threads_per_worker)))
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS")
+    return {
+        "n_workers": num_workers,
+        "threads_per_worker": workers.threads_per_worker,
+        "memory_limit": None if workers.memory_limit == "0" else workers.memory_limit,
+        "host": "127.0.0.1",
+        "dashboard_address": workers.dashboard_address,
+        "local_directory": tempfile.gettempdir(),
+        "env": dict.fromkeys(names, threads) | {"DASK_LOGGING__DISTRIBUTED": "warning"},
+    }

@@ -1,0 +1,49 @@
+"""The codebook by dask-ml without a flow: for `hubert kmeans`, on the workers of a cluster file."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar
+
+from distributed import Client, LocalCluster
+from torch import Tensor
+
+from hubert.kmeans import KMeansStage
+from hubert.stage import Figures
+from tasks.cluster import local_workers, read_cluster
+from tasks.kmeans import dask_lloyd
+
+
+class ShellKMeansStage(KMeansStage):
+    """The same stage (same key, same files) with Lloyd's algorithm on workers that last as long as it."""
+
+    name: ClassVar[str] = KMeansStage.name
+    cluster: ClassVar[str] = "local"
+
+    def lloyd(self, centroids: Tensor) -> tuple[Tensor, int]:
+        """Refine the first centroids over all shards; returns them with the number of iterations."""
+        with connected(self.cluster):
+            return dask_lloyd(self.shards, centroids, self.kmeans)
+
+
+@contextmanager
+def connected(cluster: str) -> Iterator[Client]:
+    """Give a client of a cluster file's workers: started here, or those of a running scheduler.
+
+    Raises:
+        ConfigError: the cluster file is missing or wrong.
+    """
+    settings = read_cluster(cluster)
+    if settings.kind == "address":
+        with Client(settings.address) as client:  # type: ignore[no-untyped-call]
+            yield client
+    else:
+        arguments = local_workers(settings.label)
+        with LocalCluster(**arguments) as workers, Client(workers) as client:  # type: ignore[no-untyped-call]
+            yield client
+
+
+def fit_codebook(stage: KMeansStage) -> Figures:
+    """Run the k-means stage, by dask-ml unless the recipe asks for torch."""
+    if stage.kmeans.backend == "dask":
+        stage = ShellKMeansStage(stage.parent, stage.shards, stage.features_key, stage.source, stage.kmeans, stage.seed)
+    return stage.run()

@@ -1,0 +1,30 @@
+"""Choose checkpoint and layer: `hubert.outcome`, shown on the run's page."""
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+
+from hubert.outcome import Outcome, read_outcome
+from hubert.pipeline import Iteration
+from tasks.stage import cached
+
+
+def run(iteration: Iteration) -> Outcome:
+    """Choose, write the choice down for the next iteration, and say why."""
+    outcome = iteration.outcome()
+    label = f"it{outcome.iteration}/choose"
+    if read_outcome(iteration.folder, outcome.iteration) == outcome:
+        cached(label, str(iteration.home))
+    else:
+        choose(label, iteration, outcome)
+    return outcome
+
+
+@task(task_run_name="{label}")
+def choose(label: str, iteration: Iteration, outcome: Outcome) -> None:  # noqa: ARG001  (`label` names the run)
+    """Write the choice down and show it."""
+    outcome.save(iteration.folder)
+    create_markdown_artifact(
+        f"**Chosen:** step {outcome.step}, layer {outcome.layer}\n\n{outcome.why}\n\n`{outcome.checkpoint}`",
+        key=f"it{outcome.iteration}-choice",
+        description="checkpoint and layer for the next iteration",
+    )

@@ -1,0 +1,19 @@
+"""Units against phones: `hubert.evaluation.QualityStage`."""
+
+from hubert.evaluation import QualityStage
+from hubert.stage import Figures
+from tasks.markdown import cell, table
+from tasks.stage import run_stage
+
+
+def run(stage: QualityStage) -> Figures:
+    """Measure the units of this iteration, and units clustered on each layer."""
+    return run_stage(stage, summary)
+
+
+def summary(figures: Figures) -> str:
+    """Show purity and PNMI of the units and of the layers."""
+    names = ("pnmi", "phone_purity", "cluster_purity")
+    rows = [["units of this iteration", *(figures["units"][name] for name in names)]]
+    rows += [[f"units of {row['representation']}", *(row[name] for name in names)] for row in figures["layers"]]
+    return f"{cell(figures['units']['num_aligned_frames'])} aligned frames\n\n{table(['', *names], rows)}"

@@ -1,0 +1,50 @@
+"""The iteration's page, and the one of the whole run: `hubert.report`, linked from the Prefect run and from MLflow."""
+
+from prefect import get_run_logger, task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+
+from hubert.paths import RunFolder
+from hubert.pipeline import Iteration
+from hubert.report import is_summarised, summarise_run
+from tasks.markdown import pairs
+from tasks.stage import cached, run_stage
+
+SUMMARY = "report of the run"
+LOGGED = "logged"  # marks a report whose figures MLflow has
+
+
+def run(iteration: Iteration) -> None:
+    """Write the iteration's report, and log its figures to MLflow."""
+    stage = iteration.report
+    was_done = stage.done() is not None
+    run_stage(
+        stage,
+        lambda figures: pairs({name: value for name, value in figures.items() if not isinstance(value, dict | list)}),
+    )
+    if was_done and (stage.folder / LOGGED).exists():
+        return
+    from tasks.tracking import log_evaluation  # noqa: PLC0415  (as in tasks/train.py)
+
+    if log_evaluation(iteration):
+        (stage.folder / LOGGED).touch()
+    else:
+        get_run_logger().warning("MLflow does not answer; run this again when it does, and it gets all that it misses")
+
+
+def summarise(run: str) -> str:
+    """Write the page of the whole run and show its table; returns the page's path. Up to date, it is left as it is."""
+    folder = RunFolder.of(run)
+    if is_summarised(folder):
+        cached(SUMMARY, str(folder.report))
+    else:
+        write_summary(SUMMARY, folder)
+    return str(folder.report)
+
+
+@task(task_run_name="{label}")
+def write_summary(label: str, folder: RunFolder) -> None:  # noqa: ARG001  (`label` names the run)
+    """Write the page of the whole run, and show its table."""
+    path, text = summarise_run(folder)
+    create_markdown_artifact(f"```\n{text}\n```", key="comparison", description="MFCC and all iterations, side by side")
+    create_link_artifact(path.as_uri(), key="report", link_text="report of the run")
+    get_run_logger().info("%s", text)

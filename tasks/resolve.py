@@ -1,0 +1,75 @@
+"""What a flow run will do: settled once, written down, shown, and obeyed when the same flow run is retried."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger, runtime, task
+from prefect.artifacts import create_markdown_artifact
+
+from hubert.config import read_recipe
+from hubert.errors import ConfigError
+from hubert.paths import RunFolder, demo_corpus_folder, find_recipe
+from hubert.pipeline import Resolved, resolve
+from tasks.stage import RETRIES
+
+
+def settle(run: str, recipe: str, data: str, **wishes: Any) -> Resolved:
+    """Resolve the wishes of the surrounding flow run, or read what its first attempt resolved.
+
+    Raises:
+        ConfigError: something asked for does not exist or contradicts itself; nothing was started.
+    """
+    folder = RunFolder.of(run)
+    record = folder.resolved(str(runtime.flow_run.id or "direct"))
+    if runtime.flow_run.run_count > 1 and record.exists():
+        get_run_logger().info("This run was tried before: its settings are read from %s", record)
+        return Resolved.load(record)
+    resolved = resolve(run, recipe, data or corpus_of(recipe, wishes.get("overrides")), **wishes)
+    resolved.save(record)
+    resolved.remember()
+    create_markdown_artifact(
+        f"**{folder.name}, iteration {resolved.number}**\n\nstarts from: {resolved.iteration.source.describe()} "
+        f"({resolved.chosen})\n\n`{record}`\n\n```toml\n{record.read_text()}\n```",
+        key="resolved-settings",
+        description="what this run does",
+    )
+    return resolved
+
+
+def corpus_of(recipe: str, overrides: Mapping[str, Any] | None) -> str:
+    """Make the corpus of a recipe that brings its own, and return its folder.
+
+    Raises:
+        ConfigError: the recipe needs data from outside.
+    """
+    settings = read_recipe(find_recipe(recipe), overrides)
+    if settings.corpus != "demo":
+        raise ConfigError(f"recipe {recipe!r} needs `data`: a folder of audio, an archive or a manifest")
+    return demo_corpus(str(demo_corpus_folder()))
+
+
+@task(task_run_name="demo corpus", **RETRIES)
+def demo_corpus(folder: str) -> str:
+    """Make the demo's speech, or find it finished."""
+    from hubert.demo import build_demo_corpus  # noqa: PLC0415  (an optional dependency, only the demo has it)
+
+    return str(build_demo_corpus(Path(folder)))
+
+
+def iterations(recipe: str, overrides: Mapping[str, Any] | None) -> range:
+    """Return the numbers of a recipe's iterations."""
+    return range(1, read_recipe(find_recipe(recipe), overrides).num_iterations + 1)
+
+
+def name_of_iteration() -> str:
+    """Name a flow run by what it does, such as `librispeech it2`."""
+    parameters = runtime.flow_run.parameters
+    number = parameters.get("iteration")
+    return f"{Path(parameters.get('run', '')).name} {f'it{number}' if number else 'next iteration'}"
+
+
+def name_of_run() -> str:
+    """Name a pretraining by its run and recipe."""
+    parameters = runtime.flow_run.parameters
+    return f"{Path(parameters.get('run', '')).name} ({parameters.get('recipe', '')})"

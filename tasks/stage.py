@@ -1,0 +1,157 @@
+"""How Prefect runs a stage: what is done shows as Cached, the rest is dealt out to the task runner's workers.
+
+The stage's files are the truth (`hubert.stage`), so Prefect's own result caching stays off. A task carries a group of
+shards, each with its receipt: a retry or a replaced worker redoes only what is missing.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from distributed.scheduler import KilledWorker
+from prefect import get_run_logger, task
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.futures import PrefectFuture
+from prefect.states import Completed, Crashed
+from prefect.tasks import Task
+
+from hubert.errors import ConfigError, DataError, TrainingDiverged, TransientError
+from hubert.stage import Figures, Plan, Stage, group
+
+MAX_ROUNDS = 3  # how often shards that were lost with their workers are dealt out again
+NUM_GROUPS = 200  # Prefect tasks per stage at most: each costs about 0.2 s
+
+
+def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Say whether another try can end differently: never for wrong settings, wrong data or a diverged training."""
+    error = state.result(raise_on_failure=False)
+    return not isinstance(error, ConfigError | DataError | TrainingDiverged)
+
+
+RETRIES: dict[str, Any] = {"retries": 2, "retry_delay_seconds": [2, 20], "retry_condition_fn": worth_retrying}
+
+
+@task(task_run_name="{label}")
+def cached(label: str, folder: str) -> State[str]:
+    """Show a finished stage in the UI as Cached."""
+    return Completed(name="Cached", message=f"{label} is finished in {folder}", data=folder)
+
+
+@task(task_run_name="{label} plan", **RETRIES)
+def plan_stage(label: str, stage: Stage) -> int:  # noqa: ARG001  (`label` names the run)
+    """Fix the shards of a stage; returns their number."""
+    return len(stage.plan())
+
+
+@task(task_run_name="{label}", **RETRIES)
+def work_on_shards(label: str, stage: Stage, indices: Sequence[int]) -> int:  # noqa: ARG001
+    """Do some shards, one after the other; returns their number."""
+    plan = stage.plan()
+    for index in indices:
+        stage.run_shard(index, plan)
+    return len(indices)
+
+
+@task(task_run_name="{label} finish", **RETRIES)
+def finish_stage(label: str, stage: Stage) -> Figures:  # noqa: ARG001
+    """Put the shards together and write `done.json`; returns the figures."""
+    figures: Figures = stage.complete(stage.plan())["figures"]
+    return figures
+
+
+def run_stage(stage: Stage, summary: Callable[[Figures], str]) -> Figures:
+    """Run a stage with the task runner of the surrounding flow, and return its figures.
+
+    Args:
+        stage: the stage; what is already done of it is not done again.
+        summary: turns the figures into the markdown that the run's page shows.
+
+    Raises:
+        DataError, ConfigError: the first error of a shard; all other shards were finished before it is raised.
+        TransientError: shards were lost with their workers, MAX_ROUNDS times.
+    """
+    logger = get_run_logger()
+    if (done := stage.done()) is not None:
+        cached(stage.label, str(stage.folder))
+        logger.info("%s: finished before, in %s", stage.label, stage.folder)
+        return dict(done["figures"])
+    with stage.lock(say=logger.info):
+        if (done := stage.done()) is None:
+            plan_stage.submit(stage.label, stage).result()
+            _work(stage, stage.plan())
+            figures = finish_stage.submit(stage.label, stage).result()
+        else:  # another process finished it while this one waited for the lock
+            figures = dict(done["figures"])
+    publish(stage, summary(figures))
+    return figures
+
+
+def publish(stage: Stage, markdown: str) -> None:
+    """Show a stage's figures on the run's page."""
+    create_markdown_artifact(
+        f"**{stage.label}**\n\n{markdown}\n\n`{stage.folder}`",
+        key=f"{stage.parent.name}-{stage.name}".lower().replace("_", "-").replace(".", "-"),
+        description=f"{stage.label}: key figures",
+    )
+
+
+def _work(stage: Stage, plan: Plan) -> None:
+    """Deal the missing shards out until none is missing."""
+    logger = get_run_logger()
+    bar = create_progress_artifact(0.0, description=f"{stage.label}: shards")
+    for round_number in range(1, MAX_ROUNDS + 1):
+        missing = stage.missing(plan)
+        if not missing:
+            return
+        logger.info("%s: %d of %d shards to do in %s", stage.label, len(missing), len(plan), stage.folder)
+        futures = [
+            work_on_shards.submit(f"{stage.label} {name_group(indices, len(plan))}", stage, indices)
+            for indices in group(missing, NUM_GROUPS)
+        ]
+        errors = []
+        for number, future in enumerate(futures, start=1):
+            error = outcome(future)
+            if error is not None:
+                errors.append(error)
+            update_progress_artifact(bar, 100 * (len(plan) - len(missing) * (1 - number / len(futures))) / len(plan))
+        fatal = [error for error in errors if not isinstance(error, KilledWorker)]
+        if fatal:
+            raise fatal[0]
+        if errors:
+            logger.warning(
+                "%s: workers died in round %d (%s); their shards are dealt out again",
+                stage.label,
+                round_number,
+                errors[0],
+            )
+    if lost := stage.missing(plan):
+        raise TransientError(
+            f"{stage.label}: {len(lost)} shards were lost with their workers {MAX_ROUNDS} times, first {lost[:5]}; "
+            "likely cause: too little memory per worker (see the Dask dashboard); give the section more memory and run again"
+        )
+
+
+def outcome(future: PrefectFuture[Any]) -> BaseException | None:
+    """Wait for a task and return its error, if any. A task that died with its worker is marked Crashed: nobody else would."""
+    try:
+        future.result()
+    except KilledWorker as error:
+        mark_crashed(future, f"the Dask worker died several times while it ran this: {error}")
+        return error
+    except Exception as error:  # noqa: BLE001  (whatever the task raised is handed to the caller, who raises it)
+        return error
+    return None
+
+
+def mark_crashed(future: PrefectFuture[Any], message: str) -> None:
+    """Set the state of a task run whose process is gone."""
+    with get_client(sync_client=True) as client:
+        client.set_task_run_state(future.task_run_id, Crashed(message=message), force=True)
+
+
+def name_group(indices: Sequence[int], num_shards: int) -> str:
+    """Return a name such as `0003` or `0003-0007` for a group of shards."""
+    width = len(str(max(num_shards - 1, 0)))
+    first, last = f"{indices[0]:0{width}d}", f"{indices[-1]:0{width}d}"
+    return first if first == last else f"{first}-{last}"

@@ -1,0 +1,120 @@
+"""The flows against real Prefect, Dask and MLflow servers: a whole run, a second start, changes, and a kill."""
+
+import json
+from datetime import UTC, datetime
+
+import mlflow
+import polars as pl
+import pytest
+
+from tasks.service_settings import environment as service_environment
+from tests.flow_runs import ITERATION, PRETRAINING, finished_folders, kill_flow_when, run_flow, task_runs
+from tests.outputs import assert_equal_runs
+from tests.small import build_corpus, write_recipe
+
+
+@pytest.fixture(scope="module")
+def environment(service):
+    return service_environment(service.settings)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return build_corpus(tmp_path_factory.mktemp("flows") / "corpus")
+
+
+@pytest.fixture(scope="module")
+def parameters(corpus):
+    """Two iterations of the small recipe."""
+    folder = corpus.parent
+    recipe = write_recipe(folder / "small.toml")
+    return {"run": str(folder / "run"), "recipe": str(recipe), "data": str(corpus)}
+
+
+@pytest.fixture(scope="module")
+def finished(parameters, environment, corpus):
+    """A finished run; the folder."""
+    run_flow(PRETRAINING, parameters, environment, corpus.parent / "first.log")
+    return corpus.parent / "run"
+
+
+@pytest.mark.timeout(900)
+def test_a_folder_of_speech_becomes_two_iterations_a_choice_and_a_report(finished):
+    assert (finished / "report.html").exists()
+    for number in (1, 2):
+        outcome = json.loads((finished / f"it{number}" / "outcome.json").read_text())
+        assert outcome["layer"] in (1, 2)
+        assert outcome["rule"] == "abx"
+    choice = json.loads((finished / "it2" / "choice.json").read_text())
+    first = json.loads((finished / "it1" / "outcome.json").read_text())
+    assert choice["source"]["sha256"] == first["sha256"]
+
+
+def test_a_second_start_of_a_finished_run_does_no_work_and_all_tasks_are_cached(finished, parameters, environment, corpus):
+    before = finished_folders(finished)
+    since = datetime.now(UTC).isoformat()
+    run_flow(PRETRAINING, parameters, environment, corpus.parent / "second.log")
+    assert finished_folders(finished) == before
+    states = {name.split("#")[0]: state for name, state in task_runs(environment, since).items()}
+    subflows = {"hubert-iteration-0", "hubert-iteration-1", "label-0", "training-0", "evaluation-0"}
+    tasks = {name: state for name, state in states.items() if name not in subflows}
+    assert len(tasks) >= 20
+    assert set(tasks.values()) == {"Cached"}, tasks
+
+
+def test_changing_abx_alone_scores_again_and_writes_the_report_again_and_nothing_else(finished, parameters, environment, corpus):
+    before = finished_folders(finished)
+    changed = {**parameters, "overrides": {"abx": {"max_size_group": 5}}, "iteration": 1}
+    run_flow(ITERATION, changed, environment, corpus.parent / "abx.log")
+    fresh = {name.rpartition("-")[0] for name, when in finished_folders(finished).items() if before.get(name) != when}
+    assert fresh == {"it1/abx", "it1/report"}
+
+
+def test_the_losses_of_each_training_and_every_checkpoint_are_in_mlflow_once(finished, service):
+    mlflow.set_tracking_uri(service.settings.mlflow_url)
+    experiment = mlflow.get_experiment_by_name(finished.name)
+    runs = mlflow.search_runs([experiment.experiment_id], output_format="list")
+    assert {run.info.run_name for run in runs} == {"it1/train", "it2/train"}
+    for run in runs:
+        history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "loss")
+        assert [metric.step for metric in history] == [2, 4, 6, 8, 10, 12]
+        models = mlflow.search_logged_models([experiment.experiment_id], f"source_run_id = '{run.info.run_id}'", output_format="list")
+        assert sorted(model.params["step"] for model in models) == ["12", "4", "8"]
+        assert all({"masked_loss", "masked_accuracy"} <= {metric.key for metric in model.metrics} for model in models)
+
+
+@pytest.mark.timeout(900)
+def test_a_flow_that_is_killed_while_it_trains_goes_on_and_ends_like_an_undisturbed_one(finished, parameters, environment, corpus):
+    run = corpus.parent / "killed"
+    killed = {**parameters, "run": str(run), "iteration": 1}
+    log = corpus.parent / "killed.log"
+    at_work = lambda: bool([*run.glob("it1/train-*/step-00000004")])  # noqa: E731
+    kill_flow_when(at_work, ITERATION, killed, environment, log)
+    run_flow(ITERATION, killed, environment, log)
+    assert_equal_runs(run, finished)
+
+
+def test_bad_files_are_named_and_stop_the_run_unless_more_may_be_rejected(environment, tmp_path, corpus, parameters):
+    from tests.small import write_bad_files
+
+    data = tmp_path / "data with, odd ñame"
+    (data / "train").mkdir(parents=True)
+    (data / "val").symlink_to(corpus / "val")
+    for path in sorted((corpus / "train").rglob("*.flac")):
+        (data / "train" / path.name).write_bytes(path.read_bytes())
+    bad = write_bad_files(data / "train")
+    overrides = {"abx": {"item": ""}, "quality": {"alignments": ""}}
+    wanted = {**parameters, "run": str(tmp_path / "run"), "data": str(data), "iteration": 1, "overrides": overrides}
+    log = tmp_path / "log"
+    with pytest.raises(AssertionError) as failure:
+        run_flow(ITERATION, wanted, environment, log)
+    message = str(failure.value)
+    assert "max_rejected" in message
+    assert all(path.name in message for path in bad)
+
+    wanted["overrides"] = {**overrides, "data": {"max_rejected": 0.5}}
+    run_flow(ITERATION, wanted, environment, log)
+    (manifest,) = [path for path in (tmp_path / "run").glob("manifest-*") if (path / "done.json").exists()]
+    rejected = pl.read_parquet(manifest / "rejected.parquet")
+    assert sorted(rejected["path"]) == sorted(str(path) for path in bad)
+    assert all(rejected["reason"])

@@ -1,0 +1,123 @@
+"""The codebook against scikit-learn, and Lloyd by torch and by dask-ml against each other."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from sklearn.cluster import KMeans
+
+from hubert.config import KMeansSettings
+from hubert.errors import DataError
+from hubert.features import FeatureSource, frame_counts, read_frames
+from hubert.kmeans import (
+    Codebook,
+    KMeansStage,
+    choose_seeds,
+    codebook_figures,
+    draw_frames,
+    iterate_chunks,
+    mean_variance,
+    torch_lloyd,
+)
+
+
+@pytest.fixture
+def frames():
+    generator = torch.Generator().manual_seed(0)
+    centres = 4 * torch.randn(12, 7, generator=generator)
+    return torch.cat([centre + torch.randn(150, 7, generator=generator) for centre in centres])
+
+
+@pytest.fixture
+def shards(frames, tmp_path):
+    paths = [tmp_path / f"{number}.safetensors" for number in range(3)]
+    for path, part in zip(paths, frames.split([400, 1, 1399]), strict=True):
+        save_file({"frames": part.contiguous()}, path)
+    return paths
+
+
+def test_units_are_scikit_learns_nearest_centroids(frames):
+    model = KMeans(20, n_init=1, random_state=0, max_iter=3).fit(frames.numpy())
+    codebook = Codebook(torch.from_numpy(model.cluster_centers_), {})
+    assert np.array_equal(codebook.assign(frames).numpy(), model.predict(frames.numpy()))
+
+
+def test_torch_lloyd_equals_scikit_learns_from_the_same_centroids(frames, shards):
+    seeds = choose_seeds(frames, 20, seed=1)
+    ours, _ = torch_lloyd(lambda: iterate_chunks(shards), seeds, max_iterations=100, tolerance=1e-4)
+    theirs = KMeans(20, init=seeds.numpy(), n_init=1, max_iter=100, tol=1e-4, algorithm="lloyd").fit(frames.numpy())
+    # scikit-learn ends with one more assignment, torch with the centroids of that assignment: compare what it is about.
+    ours_distance = codebook_figures(shards, Codebook(ours, {}))["mean_squared_distance"]
+    assert ours_distance == pytest.approx(theirs.inertia_ / len(frames), rel=1e-3)
+
+
+def test_dask_lloyd_equals_torch_lloyd_over_sharded_frames(frames, shards):
+    from distributed import Client, LocalCluster
+
+    from tasks.kmeans import dask_lloyd
+
+    settings = KMeansSettings(num_units=20)
+    seeds = choose_seeds(frames, 20, seed=1)
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None) as cluster,
+        Client(cluster),
+    ):
+        theirs, _ = dask_lloyd(shards, seeds, settings)
+    ours, _ = torch_lloyd(lambda: iterate_chunks(shards), seeds, max_iterations=100, tolerance=1e-4)
+    distances = [
+        codebook_figures(shards, Codebook(centroids, {}))["mean_squared_distance"] for centroids in (ours, theirs)
+    ]
+    assert distances[0] == pytest.approx(distances[1], rel=1e-3)
+
+
+def test_the_figures_of_a_codebook_are_those_of_a_slow_loop(frames, shards):
+    codebook = Codebook(torch.cat([frames[::300], torch.full((1, 7), 1e3)]), {})
+    figures = codebook_figures(shards, codebook)
+    distances = torch.cdist(frames.double(), codebook.centroids.double()).square()
+    assert figures["mean_squared_distance"] == pytest.approx(float(distances.min(1).values.mean()), rel=1e-5)
+    assert figures["num_empty_units"] == 1
+    share = torch.bincount(distances.argmin(1)).double() / len(frames)
+    share = share[share > 0]
+    assert figures["usage_perplexity"] == pytest.approx(float(torch.exp(-(share * share.log()).sum())))
+
+
+def test_drawn_frames_are_distinct_rows_of_the_shards_and_depend_on_the_seed_alone(frames, shards):
+    drawn = draw_frames(shards, 500, seed=3)
+    assert torch.equal(drawn, draw_frames(shards, 500, seed=3))
+    rows = {tuple(row) for row in frames.tolist()}
+    assert len({tuple(row) for row in drawn.tolist()} & rows) == 500
+    assert len(draw_frames(shards, 10**6, seed=3)) == len(frames)
+
+
+def test_the_variance_that_the_tolerance_is_relative_to_is_numpys(frames, shards):
+    assert mean_variance(lambda: iterate_chunks(shards)) == pytest.approx(
+        frames.double().var(0, unbiased=False).mean().item()
+    )
+
+
+def test_shards_are_counted_by_their_headers_and_read_in_part(frames, shards):
+    assert frame_counts(shards) == [400, 1, 1399]
+    assert torch.equal(read_frames(shards[2], 5, 9), frames[401 + 5 : 401 + 9])
+
+
+def test_fewer_frames_than_units_is_an_error_that_says_what_to_change(frames):
+    with pytest.raises(DataError, match=r"kmeans\.sample_fraction"):
+        choose_seeds(frames[:5], 6, seed=0)
+
+
+def test_a_codebook_survives_the_disk_and_refuses_features_of_another_source(shards, tmp_path):
+    source = FeatureSource("somewhere", "abc", 6, before_residual=False)
+    stage = KMeansStage(tmp_path / "it1", shards, "key", source, KMeansSettings(num_units=5, backend="torch"), seed=0)
+    figures = stage.run()
+    codebook = Codebook.load(stage.path)
+    assert codebook.metadata["source"]["layer"] == 6
+    assert codebook.frame_rate == 50
+    assert figures["num_empty_units"] == 0
+    codebook.check_source(FeatureSource("moved", "abc", 6, before_residual=False))
+    with pytest.raises(DataError, match="before_residual=True"):
+        codebook.check_source(FeatureSource("somewhere", "abc", 6, before_residual=True))
+
+
+def test_a_file_that_is_no_codebook_is_refused(shards):
+    with pytest.raises(DataError, match="expected a codebook"):
+        Codebook.load(shards[0])
