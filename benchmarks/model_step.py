@@ -1,0 +1,129 @@
+"""Time a training step of the model, forward and backward, beside torchaudio's HuBERT of the same dimensions.
+
+    python benchmarks/model_step.py --size tiny --crops 8 --seconds 4 --classes 100 [--bf16] [--profile]
+
+Prints the fastest of several steps, since other processes only ever make one slower.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hubert import HuBERTPretrain
+from hubert.masks import span_mask
+from hubert.sizes import SAMPLE_RATE, SIZES, ModelConfig, num_frames
+
+
+def build_torchaudio(config: ModelConfig, num_classes: int) -> torch.nn.Module:
+    """Build torchaudio's pretraining model with our dimensions."""
+    from torchaudio.models import hubert_pretrain_model
+
+    return hubert_pretrain_model(
+        extractor_mode=f"{config.extractor_norm}_norm",
+        extractor_conv_layer_config=list(config.conv_layers),
+        extractor_conv_bias=config.conv_bias,
+        encoder_embed_dim=config.dim,
+        encoder_projection_dropout=config.input_dropout,
+        encoder_pos_conv_kernel=config.pos_conv_kernel,
+        encoder_pos_conv_groups=config.pos_conv_groups,
+        encoder_num_layers=config.num_layers,
+        encoder_num_heads=config.num_heads,
+        encoder_attention_dropout=config.attention_dropout,
+        encoder_ff_interm_features=config.ffn_dim,
+        encoder_ff_interm_dropout=config.activation_dropout,
+        encoder_dropout=config.dropout,
+        encoder_layer_norm_first=config.layer_norm_first,
+        encoder_layer_drop=config.layerdrop,
+        mask_prob=0.8,
+        mask_selection="static",
+        mask_other=0.0,
+        mask_length=10,
+        no_mask_overlap=False,
+        mask_min_space=1,
+        mask_channel_prob=0.0,
+        mask_channel_selection="static",
+        mask_channel_other=0.0,
+        mask_channel_length=10,
+        no_mask_channel_overlap=False,
+        mask_channel_min_space=1,
+        skip_masked=False,
+        skip_nomask=True,
+        num_classes=num_classes,
+        final_dim=config.final_dim,
+        feature_grad_mult=config.feature_grad_mult if config.feature_grad_mult < 1 else None,
+    )
+
+
+def fastest(step: Callable[[], Tensor], model: torch.nn.Module, *, repeats: int, bf16: bool) -> tuple[float, float]:
+    """Return the shortest wall time of a step and the CPU time of the cheapest, in milliseconds."""
+    wall, cpu = [], []
+    for _ in range(repeats + 2):
+        model.zero_grad(set_to_none=True)
+        start, start_cpu = time.perf_counter(), time.process_time()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = step()
+        loss.backward()
+        wall.append(time.perf_counter() - start)
+        cpu.append(time.process_time() - start_cpu)
+    return 1e3 * min(wall[2:]), 1e3 * min(cpu[2:])
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="tiny", choices=SIZES)
+    parser.add_argument("--crops", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each crop")
+    parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
+    parser.add_argument("--no-reference", action="store_true", help="skip torchaudio")
+    parser.add_argument("--profile", action="store_true", help="print the operators of our step")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+
+    config = SIZES[arguments.size]
+    waveforms = 0.1 * torch.randn(arguments.crops, round(arguments.seconds * SAMPLE_RATE))
+    frames = num_frames(waveforms.shape[1])
+    labels = torch.randint(arguments.classes, (arguments.crops, frames))
+    mask = span_mask(arguments.crops, frames, seed=0)
+    ours = HuBERTPretrain(arguments.classes, config)
+
+    def our_step() -> Tensor:
+        losses, outputs = ours(waveforms, labels, mask=mask)
+        return losses.mean() + 10 * outputs["feature_penalty"]
+
+    def reference_step() -> Tensor:
+        logits, _, penalty = reference(waveforms, labels)
+        target = logits.new_zeros(len(logits), dtype=torch.long)
+        return torch.nn.functional.cross_entropy(logits.float(), target) + 10 * penalty
+
+    if not arguments.no_reference:
+        reference = build_torchaudio(config, arguments.classes)
+        print(
+            "torchaudio  {:7.1f} ms wall {:7.1f} ms CPU".format(
+                *fastest(reference_step, reference, repeats=arguments.repeats, bf16=arguments.bf16)
+            )
+        )
+    print(
+        "hubert      {:7.1f} ms wall {:7.1f} ms CPU".format(
+            *fastest(our_step, ours, repeats=arguments.repeats, bf16=arguments.bf16)
+        )
+    )
+    if arguments.profile:
+        with torch.profiler.profile() as profile, torch.autocast("cpu", torch.bfloat16, enabled=arguments.bf16):
+            our_step().backward()
+        print(
+            profile.key_averages(group_by_input_shape=True).table(
+                sort_by="self_cpu_time_total", row_limit=40, max_shapes_column_width=60
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()
