@@ -1,0 +1,70 @@
+"""Which process is meant: a pid alone is reused, a pid with its start time on one boot of one host is not."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+
+@dataclass(frozen=True)
+class ProcessId:
+    """One process, for as long as it lives and after."""
+
+    pid: int
+    started: str
+    boot: str
+    host: str
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        """Identify a process of this machine that is alive now."""
+        return cls(pid, process_start(pid) or "", _boot(), platform.node())
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any]) -> Self:
+        """Take the identity out of a larger JSON object."""
+        return cls(int(content["pid"]), content["started"], content["boot"], content["host"])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields for a JSON file."""
+        return asdict(self)
+
+    def is_alive(self) -> bool:
+        """Say whether this very process runs on this machine now. A zombie does not."""
+        return (
+            self.host == platform.node()
+            and self.boot == _boot()
+            and bool(self.started)
+            and process_start(self.pid) == self.started
+        )
+
+    def signal(self, number: int) -> None:
+        """Send a signal, unless the process has ended."""
+        if self.is_alive():
+            try:
+                os.kill(self.pid, number)
+            except ProcessLookupError:
+                return  # it ended between the two lines
+
+
+def process_start(pid: int) -> str | None:
+    """Return when a process started, in the system's own words; None if there is none or it is a zombie."""
+    if Path("/proc/self/stat").exists():
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        return None if fields[0] in "ZX" else fields[19]
+    command = ["ps", "-o", "state=,lstart=", "-p", str(pid)]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    state, _, started = listed.partition(" ")
+    return None if not state or state.startswith("Z") else started.strip()
+
+
+def _boot() -> str:
+    """Name this start of the machine: pids and start times mean nothing in another one."""
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else ""

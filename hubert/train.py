@@ -1,0 +1,292 @@
+"""The training stage, and the trainer's command: `python -m hubert.train JOB.json`.
+
+`TrainStage` starts the trainer as a process of its own (`hubert.launch`), follows it, and starts it again from its last
+checkpoint when it was killed. The process itself is `main`: it needs torch, numpy, soundfile, pydantic and safetensors,
+talks to no server, and says how it ended by its exit code and in `exit.json` (`hubert.job.Exit`).
+"""
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, ClassVar
+
+from tqdm import tqdm
+
+from hubert.checkpoint import list_checkpoints
+from hubert.config import TrainSettings
+from hubert.distributed import find_place, join_world
+from hubert.errors import ConfigError, DataError, TransientError
+from hubert.job import Exit, ExitRecord, Horizons, Job, new_attempt, read_job
+from hubert.launch import Event, find_running, follow, launch, stop
+from hubert.paths import read_json, write_json
+from hubert.stage import Figures, Plan, Receipt, Spec, Stage
+from hubert.trainer import Trainer
+from hubert.training_folder import read_metrics
+
+MAX_BACKOFF_SECONDS = 60
+
+
+@dataclass
+class TrainStage(Stage):
+    """Masked prediction of a table's units.
+
+    The number of steps is not part of the key. The first start records it as the horizon of the learning rate. More
+    steps later need `extend`, which raises the horizon and goes on from the last checkpoint. Fewer are always allowed:
+    a longer training's checkpoints hold what was asked for, and one that is not that far yet is trained up to there on
+    its recorded schedule.
+    """
+
+    name: ClassVar[str] = "train"
+    parent: Path
+    table: Path
+    table_key: str
+    num_units: int
+    train: TrainSettings
+    extend: bool = False
+
+    def settings(self) -> dict[str, Any]:
+        return {"num_units": self.num_units, **self.train.key_settings()}
+
+    def inputs(self) -> dict[str, str]:
+        return {"table": self.table_key}
+
+    def done(self) -> Figures | None:
+        """Return the content of `done.json` if the training has reached the steps that are asked for."""
+        content = super().done()
+        return content if content is not None and content["figures"]["steps"] >= self.train.steps else None
+
+    def receipt(self, index: int, plan: Plan) -> Receipt | None:
+        found = super().receipt(index, plan)
+        return found if found is not None and found.figures["steps"] >= self.train.steps else None
+
+    def make_plan(self) -> list[Spec]:
+        return [{"table": str(self.table)}]
+
+    def plan(self) -> Plan:
+        """Return the plan.
+
+        Raises:
+            ConfigError: more steps than the training was started for, without `extend`.
+        """
+        self.check_steps()
+        return super().plan()
+
+    def work(self, spec: Spec) -> tuple[list[Path], Figures]:  # noqa: ARG002  (there is one shard)
+        with _shown(self) as show:
+            train_until_done(self, show)
+        return self.outputs(), self.summary()
+
+    def finish(self, receipts: list[Receipt]) -> tuple[list[Path], Figures]:
+        return [], {**receipts[0].figures, "checkpoints": self.checkpoints()}
+
+    # For whoever follows the training ---------------------------------------------------------------------------
+
+    @property
+    def metrics(self) -> Path:
+        """The training's log: one JSON object per line."""
+        return self.folder / "metrics.jsonl"
+
+    def reached(self) -> int:
+        """Return the step of the newest complete checkpoint; 0 if there is none."""
+        return max((checkpoint.step for checkpoint in list_checkpoints(self.folder, _ignore)), default=0)
+
+    def checkpoints(self) -> list[dict[str, Any]]:
+        """Return `step, path, sha256, num_layers` of each complete checkpoint, by step."""
+        rows = []
+        for checkpoint in list_checkpoints(self.folder, _ignore):
+            config = read_json(checkpoint.path / "config.json") or {}
+            row = {"step": checkpoint.step, "path": str(checkpoint.path), "sha256": checkpoint.sha256}
+            rows.append({**row, "num_layers": config["model"]["num_layers"]})
+        return rows
+
+    def outputs(self) -> list[Path]:
+        """Return the files of the models. The log and the optimizer's states still change after the stage is done."""
+        paths = (checkpoint.path for checkpoint in list_checkpoints(self.folder, _ignore))
+        return [path / name for path in paths for name in ("config.json", "model.safetensors")]
+
+    def summary(self) -> Figures:
+        """Return what the trainer counted, and its last losses.
+
+        Raises:
+            DataError: the training has not finished.
+        """
+        content = read_json(self.folder / "summary.json")
+        lines = read_metrics(self.metrics)
+        if content is None or not lines:
+            raise DataError(
+                f"{self.folder} has no summary.json: the training there has not finished; run `hubert train` again"
+            )
+        return {**content, "last": lines[-1]}
+
+    def horizons(self) -> Horizons:
+        """Return the recorded schedule; empty before the first start."""
+        content = read_json(self.folder / "horizons.json") or {"horizons": []}
+        return tuple((int(first), int(last)) for first, last in content["horizons"])
+
+    def check_steps(self) -> None:
+        """Make sure that the steps asked for fit to the training that is there.
+
+        Raises:
+            ConfigError: they are more than it was started for, and `extend` is not set.
+        """
+        recorded = self.horizons()
+        if recorded and self.train.steps > recorded[-1][1] and not self.extend:
+            raise ConfigError(
+                f"train.steps is {self.train.steps}, but the training in {self.folder} was started for {recorded[-1][1]} steps, "
+                "and its learning rate falls to 0 there. To go on from its last checkpoint on a longer schedule, say so with "
+                "`--extend`; for a new training from step 0 change another setting, such as train.seed"
+            )
+
+    def job(self) -> Job:
+        """Return what the trainer is told, and record the schedule: the steps of the first start, or a longer one.
+
+        Raises:
+            ConfigError: as `check_steps`.
+        """
+        self.check_steps()
+        horizons = self.horizons()
+        steps = self.train.steps
+        if not horizons or steps > horizons[-1][1]:
+            horizons = (*horizons, (self.reached() if horizons else 0, steps))
+            write_json(self.folder / "horizons.json", {"horizons": horizons})
+        return Job(
+            folder=self.folder,
+            table=self.table,
+            table_key=self.table_key,
+            num_units=self.num_units,
+            settings=self.train,
+            horizons=horizons,
+        )
+
+
+OnEvent = Callable[[Event], object]
+
+
+def train_until_done(stage: TrainStage, on_event: OnEvent, *, max_restarts: int = 3) -> None:
+    """Train until the stage's steps are reached: adopt the live trainer of its folder, or start one, and follow it.
+
+    A trainer that was killed or lost its surroundings is started again from its last checkpoint. A keyboard interrupt
+    stops it after a checkpoint; any other end of this process leaves it running, to be adopted later.
+
+    Args:
+        stage: which training.
+        on_event: called with each line of the log and each new line of metrics.
+        max_restarts: how often it is started again without a new checkpoint in between.
+
+    Raises:
+        ConfigError, DataError, TrainingDiverged: another start would end the same way.
+        TransientError: it failed more than `max_restarts` times without getting further.
+    """
+    failures = 0
+    shown = 0
+    while (reached := stage.reached()) < stage.train.steps or find_running(stage.folder):
+        process = find_running(stage.folder)
+        if process is None:
+            process = launch(stage.job())
+        else:
+            on_event(Event("log", text=f"found the trainer alive (pid {process.process.pid}); following it"))
+        try:
+            for event in follow(process, after_step=shown):
+                if event.metrics is not None:
+                    shown = int(event.metrics["step"])
+                on_event(event)
+            error = TransientError(f"the trainer in {stage.folder} ended before step {stage.train.steps}")
+            if stage.reached() >= stage.train.steps:
+                return
+        except KeyboardInterrupt:
+            stop(process)
+            raise
+        except TransientError as caught:
+            error = caught
+        if stage.reached() > reached:
+            failures = 0
+            continue
+        failures += 1
+        if failures > max_restarts:
+            raise error
+        on_event(Event("log", text=f"{error}\nstarting it again from step {reached} ({failures} of {max_restarts})"))
+        time.sleep(min(MAX_BACKOFF_SECONDS, 2 ** (failures - 1) - 1))
+
+
+@contextmanager
+def _shown(stage: TrainStage) -> Iterator[OnEvent]:
+    """Show a training: a progress bar in a terminal, else the trainer's own lines."""
+    with tqdm(total=stage.train.steps, desc=stage.label, unit="step", disable=None) as bar:
+
+        def show(event: Event) -> None:
+            if event.metrics is not None:
+                bar.update(event.metrics["step"] - bar.n)
+                bar.set_postfix(loss=event.metrics["loss"], accuracy=event.metrics["accuracy"])
+            elif bar.disable:
+                print(event.text, flush=True)
+
+        yield show
+
+
+def _ignore(_: str) -> None:
+    """Take no notice of an incomplete checkpoint: the trainer itself reports it."""
+
+
+# The trainer's command --------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train as a job file says. Returns the exit code, one of `hubert.job.Exit`."""
+    parser = argparse.ArgumentParser(prog="python -m hubert.train", description="Train as a job file says.")
+    parser.add_argument("job", type=Path, help="job file (JSON or TOML), as the training stage writes it")
+    path = parser.parse_args(arguments).job
+    try:
+        job = read_job(path)
+        rank, _, _ = find_place(os.environ)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return Exit.CONFIG
+    by_hand = not job.attempt
+    if by_hand:
+        job = job.model_copy(update={"attempt": _attempt_of(os.environ)})
+    with ExitRecord(job, is_main=rank == 0) as record, join_world(job.device) as world:
+        trainer = Trainer(job, world, take_folder=by_hand)
+        with _stopped_by_signals(trainer):
+            record.finish(trainer.run())
+    if record.message:
+        print(f"{record.code.name.lower()}: {record.message}", file=sys.stderr)
+    return record.code
+
+
+def _attempt_of(environment: Mapping[str, str]) -> str:
+    """Return an attempt id that all processes of one start by hand agree on."""
+    if "TORCHELASTIC_RUN_ID" in environment:
+        return f"torchrun-{environment['TORCHELASTIC_RUN_ID']}-{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    if "SLURM_STEP_NUM_TASKS" in environment:
+        return "-".join(
+            ("slurm", *(environment.get(f"SLURM_{name}", "0") for name in ("JOB_ID", "STEP_ID", "RESTART_COUNT")))
+        )
+    return new_attempt()
+
+
+@contextmanager
+def _stopped_by_signals(trainer: Trainer) -> Iterator[None]:
+    """Let SIGTERM, SIGUSR1 and Ctrl-C end the training after the step and a checkpoint; a second Ctrl-C ends it at once."""
+
+    def request(number: int, _: FrameType | None) -> None:
+        trainer.stop_requested = True
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    old = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
