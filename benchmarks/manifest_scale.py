@@ -19,8 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
+from hubert.config import TrainSettings
+from hubert.data import CropPlan
 from hubert.manifest import (
     SCHEMA,
     check_unique,
@@ -35,9 +38,11 @@ from hubert.manifest import (
     write_manifest,
 )
 from hubert.sizes import SAMPLE_RATE
+from hubert.table import hash_fileids
 
 SIZES = (100_000, 1_000_000, 10_000_000)
 LIMIT_GB = 4.0
+HASHED_AT_ONCE = 100_000  # fileids; a shard of units is written to the table at once, and is smaller
 
 
 @dataclass
@@ -78,6 +83,8 @@ def stages() -> list[tuple[str, Stage]]:
         ("sample", sample),
         ("plan shards", plan),
         ("shard digests", digest_shards),
+        ("hash fileids", hash_ids),
+        ("epoch batches", epoch_batches),
     ]
 
 
@@ -154,6 +161,32 @@ def plan(context: Context) -> str:
 def digest_shards(context: Context) -> str:
     """Digest every shard."""
     return f"{len(set(shard_digests(scan_manifest(context.train), context.shards)))} digests"
+
+
+def hash_ids(context: Context) -> str:
+    """Hash every fileid, chunk by chunk, as the trainer's table is written; keep the columns that a plan reads."""
+    path = context.folder / "fileid_hash.npy"
+    rows = scan_manifest(context.train)
+    count = rows.select(pl.len()).collect().item()
+    hashes = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint64, shape=(count,))
+    for start in range(0, count, HASHED_AT_ONCE):
+        fileids = rows.slice(start, HASHED_AT_ONCE).select("fileid").collect()["fileid"]
+        hashes[start : start + len(fileids)] = hash_fileids(fileids)
+    np.save(context.folder / "num_samples.npy", rows.select("num_samples").collect()["num_samples"].to_numpy())
+    return f"{len(np.unique(hashes))} hashes"
+
+
+def epoch_batches(context: Context) -> str:
+    """Build the batches of an epoch as the trainer does: lengths, order, cuts, and the crops of its last step."""
+    num_samples, hashes = (
+        np.load(context.folder / f"{name}.npy", mmap_mode="r") for name in ("num_samples", "fileid_hash")
+    )
+    crops = CropPlan(num_samples, hashes, 50, TrainSettings())
+    crops.epoch(0)
+    step = crops.micro_batches_per_epoch // crops.micro_batches_per_step - 1
+    for index in range(crops.micro_batches_per_step):
+        crops.micro_batch(step, index)
+    return f"{crops.micro_batches_per_epoch} micro-batches"
 
 
 def peak_gb() -> float:

@@ -116,10 +116,10 @@ def service_settings(args: argparse.Namespace) -> "ServiceSettings":
     Raises:
         ConfigError: a port is out of range.
     """
-    from pydantic import ValidationError  # noqa: PLC0415
+    from pydantic import ValidationError
 
-    from hubert.config import explain  # noqa: PLC0415
-    from tasks.service_settings import ServiceSettings, find_service, service_folder  # noqa: PLC0415
+    from hubert.config import explain
+    from tasks.service_settings import ServiceSettings, find_service, service_folder
 
     folder = args.folder.expanduser().resolve() if args.folder else service_folder()
     found = find_service(folder)
@@ -133,8 +133,8 @@ def service_settings(args: argparse.Namespace) -> "ServiceSettings":
 
 def start_service(args: argparse.Namespace) -> int:
     """Start the service; without --detach keep it until Ctrl-C."""
-    from tasks import service  # noqa: PLC0415
-    from tasks.foreground import hold  # noqa: PLC0415
+    from tasks import service
+    from tasks.foreground import hold
 
     settings = service_settings(args)
     if not args.detach:
@@ -148,7 +148,7 @@ def start_service(args: argparse.Namespace) -> int:
 
 def stop_service(args: argparse.Namespace) -> None:
     """Stop the service and say what was stopped."""
-    from tasks import service  # noqa: PLC0415
+    from tasks import service
 
     _say_stopped(service.down(service_settings(args)))
 
@@ -162,7 +162,7 @@ def _say_stopped(stopped: Any) -> None:
 def show_status(args: argparse.Namespace) -> None:
     """Print a run's status; without a run the service's, and the list of runs."""
     if args.run is None and not args.json:
-        from tasks import service  # noqa: PLC0415
+        from tasks import service
 
         settings = service_settings(argparse.Namespace(folder=None))
         addresses = {service.PREFECT: settings.ui_url, service.MLFLOW: settings.mlflow_url}
@@ -175,7 +175,7 @@ def fit_codebook(stage: Any) -> Any:
     """Run the k-means stage: by dask-ml on this machine's workers, or by torch, as the recipe says."""
     if stage.kmeans.backend == "torch":
         return stage.run()
-    from tasks.local import fit_codebook as fit_with_dask  # noqa: PLC0415
+    from tasks.local import fit_codebook as fit_with_dask
 
     return fit_with_dask(stage)
 
@@ -189,8 +189,8 @@ def run_pretraining(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: the service is not up, or a setting is wrong: nothing was triggered.
     """
-    from hubert.config import parse_override  # noqa: PLC0415
-    from tasks import service  # noqa: PLC0415
+    from hubert.config import parse_override
+    from tasks import service
 
     overrides = dict(parse_override(text) for text in args.set)
     parameters = build_parameters(args.run, args.recipe, args.data, args.cluster, overrides)
@@ -219,7 +219,7 @@ def build_parameters(run: str, recipe: str, data: str, cluster: str, overrides: 
     Raises:
         ConfigError: the recipe, a setting, the data or the cluster file is wrong or missing.
     """
-    from hubert.config import read_recipe  # noqa: PLC0415
+    from hubert.config import read_recipe
 
     path = find_recipe(recipe)
     settings: Recipe = read_recipe(path, overrides)
@@ -243,8 +243,8 @@ def build_parameters(run: str, recipe: str, data: str, cluster: str, overrides: 
 
 def trigger(settings: "ServiceSettings", parameters: dict[str, Any]) -> str:
     """Start the flow, and return the id of the flow run."""
-    from tasks.follow import start_run  # noqa: PLC0415
-    from tasks.prefect_api import connect  # noqa: PLC0415
+    from tasks.follow import start_run
+    from tasks.prefect_api import connect
 
     with connect(settings.api_url) as api:
         return start_run(api, FLOW, DEPLOYMENT, parameters)
@@ -252,7 +252,7 @@ def trigger(settings: "ServiceSettings", parameters: dict[str, Any]) -> str:
 
 def follow_run(settings: "ServiceSettings", run_id: str) -> int:
     """Follow a flow run until it ends; returns the exit code that says how."""
-    from tasks.follow import EXIT_CODES, INFO, follow  # noqa: PLC0415
+    from tasks.follow import EXIT_CODES, INFO, follow
 
     return EXIT_CODES[follow(settings.api_url, settings.ui_url, run_id, _say, level=INFO)["type"]]
 
@@ -263,7 +263,7 @@ def _say(line: str) -> None:
 
 def run_demo(args: argparse.Namespace) -> int:
     """Start the service if it is not up, run the demo recipe, print the table, and stop what was started."""
-    from tasks import service  # noqa: PLC0415
+    from tasks import service
 
     wishes = {name: value for name, value in (("steps", args.steps), ("seed", args.seed)) if value is not None}
     parameters = build_parameters(args.run, "demo", "", "local", {"train": wishes} if wishes else {})
@@ -292,7 +292,7 @@ def run_demo(args: argparse.Namespace) -> int:
 
 def show_report(run: str, settings: "ServiceSettings") -> None:
     """Print the table that compares MFCC and the iterations, and where everything is."""
-    from hubert.report import summarise_run  # noqa: PLC0415
+    from hubert.report import summarise_run
 
     path, text = summarise_run(RunFolder.of(run))
     places = {"report": path, "run": run, "Prefect": settings.ui_url, "MLflow": settings.mlflow_url}

@@ -14,9 +14,11 @@ def evaluation(resolved: Resolved) -> Outcome:
     validate.run(iteration.validate)
     if iteration.abx_manifest is not None:
         manifest.run(iteration.abx_manifest)
+    if iteration.abx is not None:
         abx.run(iteration.abx)
     if iteration.quality_manifest is not None:
         manifest.run(iteration.quality_manifest)
+    if iteration.quality is not None:
         quality.run(iteration.quality)
     chosen = outcome.run(iteration)
     report.run(iteration)

@@ -219,7 +219,7 @@ def _decode_resampled(ref: AudioRef, sound: Sound, first: int, count: int) -> Wa
 
 @lru_cache(maxsize=32)
 def _resampler(sample_rate: int) -> Any:
-    from torchaudio.transforms import Resample  # noqa: PLC0415  (training nodes without torchaudio never get here)
+    from torchaudio.transforms import Resample  # training nodes without torchaudio never get here
 
     return Resample(sample_rate, SAMPLE_RATE)
 

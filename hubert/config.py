@@ -42,7 +42,9 @@ class Section(BaseModel):
         discard finished work.
         """
         changed = self.model_dump(mode="json", exclude_defaults=True)
-        return {name: changed[name] for name, field in type(self).model_fields.items() if name in changed and affects(field)}
+        return {
+            name: changed[name] for name, field in type(self).model_fields.items() if name in changed and affects(field)
+        }
 
 
 def affects(field: Any) -> bool:
@@ -61,7 +63,11 @@ class DataSettings(Section):
     verify: Literal["decode", "header"] = setting("decode", "decode each file once, or trust its header")
     max_rejected: float = setting(0.01, "share of unusable files above which the run stops", affects=False, ge=0, le=1)
     max_segment_seconds: float | None = setting(None, "cut longer files into equal segments of at most this", gt=1)
-    speaker: str = setting("auto", "auto (first folder, if any), none, parent, or a regex with one group on the fileid")
+    speaker: str = setting(
+        "auto",
+        "how a speaker follows from the path: auto (the first level of folders with 10 or more names), first, parent, "
+        "none, or a regular expression with one group",
+    )
     shard_hours: float = setting(1.0, "audio per shard of the check, in hours", affects=False, gt=0)
 
 
@@ -81,7 +87,9 @@ class KMeansSettings(Section):
     """The codebook (paper, section IV-B)."""
 
     num_units: int = setting(100, "number of clusters (paper: 100 on MFCC, 500 on layers)", ge=2, le=65_536)
-    sample_fraction: float = setting(0.1, "share of the utterances whose frames are clustered (paper: 10 %)", gt=0, le=1)
+    sample_fraction: float = setting(
+        0.1, "share of the utterances whose frames are clustered (paper: 10 %)", gt=0, le=1
+    )
     sample_hours: float = setting(100.0, "at most this much audio is clustered, in hours", gt=0)
     min_sample_files: int = setting(20, "at least this many utterances are clustered", ge=1)
     seeding_frames: int = setting(20_000, "frames on which k-means++ chooses the first centroids", ge=2)
@@ -121,8 +129,12 @@ class TrainSettings(Section):
     micro_batch_seconds: float = setting(87.5, "audio per forward pass of one process, in seconds", gt=0)
     min_seconds: float = setting(2.0, "shorter utterances are left out, and counted (task.min_sample_size)", ge=0.5)
     max_seconds: float = setting(15.625, "longer utterances are cropped at random (task.max_sample_size)", gt=0)
-    num_crop_lengths: int = setting(16, "number of crop lengths; each utterance is cut to the longest that it fills", ge=1)
-    mask_rule: Literal["static", "fairseq"] = setting("static", "spans cut to a fixed number of frames, or fairseq's draw")
+    num_crop_lengths: int = setting(
+        16, "number of crop lengths; each utterance is cut to the longest that it fills", ge=1
+    )
+    mask_rule: Literal["static", "fairseq"] = setting(
+        "static", "spans cut to a fixed number of frames, or fairseq's draw"
+    )
     mask_prob: float = setting(0.8, "share of frames that spans would cover without overlap", gt=0, le=1)
     mask_length: int = setting(10, "frames per span", ge=1)
     min_masks: int = setting(2, "at least this many spans per crop (mask_min_masks)", ge=1)
@@ -130,9 +142,13 @@ class TrainSettings(Section):
     max_nonfinite_steps: int = setting(20, "stop after this many steps in a row whose loss was not finite", ge=1)
     log_interval: int = setting(200, "steps between two lines of metrics.jsonl", affects=False, ge=1)
     checkpoint_interval: int = setting(25_000, "steps between two checkpoints", affects=False, ge=1)
-    num_workers: int = setting(4, "loader processes per training process; 0: read in the training process", affects=False, ge=0)
+    num_workers: int = setting(
+        4, "threads per training process that read ahead; 0: read between the steps", affects=False, ge=0
+    )
     num_processes: int = setting(1, "training processes on this machine (torchrun)", affects=False, ge=1)
-    num_threads: int = setting(0, "threads per training process; 0: the machine's cores, shared out", affects=False, ge=0)
+    num_threads: int = setting(
+        0, "threads per training process; 0: the machine's cores, shared out", affects=False, ge=0
+    )
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
@@ -179,7 +195,9 @@ class QualitySettings(Section):
     """Purity and PNMI of the units, where phone alignments exist."""
 
     alignments: str | None = setting(None, "item, CSV/TSV or TextGrid alignments, relative to `data`", affects=False)
-    audio: tuple[str, ...] = setting((), "audio that they cover, relative to `data`; empty: training and validation", affects=False)
+    audio: tuple[str, ...] = setting(
+        (), "audio that they cover, relative to `data`; empty: training and validation", affects=False
+    )
 
 
 SECTIONS: dict[str, type[Section]] = {
@@ -209,7 +227,7 @@ class IterationSettings(Section):
 
     @model_validator(mode="after")
     def _size_exists(self) -> Self:
-        from hubert.sizes import SIZES, ModelConfig  # noqa: PLC0415  (kept out of the import of every CLI call)
+        from hubert.sizes import SIZES, ModelConfig  # kept out of the import of every CLI call
 
         config = SIZES[self.train.size].model_dump() | self.train.model
         ModelConfig.model_validate(config)

@@ -99,10 +99,10 @@ class ABXStage(Stage):
             folders = self._write_representations(rows, source, Path(scratch))
             job = ABXJob(
                 items=items,
-                representations=[
+                representations=tuple(
                     Representation(name=layer_name(layer), features=folder, frame_rate=50 if layer else 100)
                     for layer, folder in folders.items()
-                ],
+                ),
                 output=Path(scratch) / "results.json",
                 max_size_group=self.abx.max_size_group,
                 max_x_across=self.abx.max_x_across,

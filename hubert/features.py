@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 import polars as pl
 import torch
-from hubert.model import HuBERT
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,6 +20,7 @@ from hubert.audio import AudioRef, read_waveform
 from hubert.config import FeatureSettings, KMeansSettings
 from hubert.errors import ConfigError
 from hubert.manifest import audio_refs, manifest_digest, plan_shards, scan_manifest, select_sample, shard_digests
+from hubert.model import HuBERT
 from hubert.paths import atomic_write, read_json
 from hubert.sizes import SAMPLE_RATE
 from hubert.stage import Figures, Receipt, Spec, Stage, digest
@@ -41,8 +41,8 @@ def mfcc(waveform: Tensor) -> Tensor:
     Returns:
         (F, 39) float32 with F = (T - 400) // 160 + 1.
     """
-    from torchaudio.compliance import kaldi  # noqa: PLC0415  (a second of import time that labelling by layers is spared)
-    from torchaudio.functional import compute_deltas  # noqa: PLC0415
+    from torchaudio.compliance import kaldi  # a second of import time that labelling by layers is spared
+    from torchaudio.functional import compute_deltas
 
     static = kaldi.mfcc(waveform[None], sample_frequency=SAMPLE_RATE, use_energy=False).T
     first = compute_deltas(static)

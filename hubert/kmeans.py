@@ -105,7 +105,7 @@ def choose_seeds(frames: Tensor, num_units: int, seed: int) -> Tensor:
     Raises:
         DataError: fewer frames than units.
     """
-    from sklearn.cluster import kmeans_plusplus  # noqa: PLC0415  (slow import, needed once per codebook)
+    from sklearn.cluster import kmeans_plusplus  # slow import, needed once per codebook
 
     if len(frames) < num_units:
         raise DataError(

@@ -7,6 +7,7 @@
             outcome.json              the checkpoint and layer that the iteration ends with, and why
         it2/…
             choice.json               what this iteration started from, settled once
+            resolved.toml             its settings, of the newest start; the command line goes on with them
         resolved/<attempt>.toml       what each start of a flow was asked to do
 
 Every file is written under a temporary name that is unique to the attempt, flushed to disk and renamed, so a reader
@@ -47,6 +48,11 @@ def runs_root() -> Path:
     return Path(os.environ.get("HUBERT_RUNS") or PROJECT / "runs").expanduser().resolve()
 
 
+def demo_corpus_folder() -> Path:
+    """Return the folder of the speech that the demo makes: beside the runs, since all runs share it."""
+    return runs_root().parent / "demo-corpus"
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The folder of one run."""
@@ -71,6 +77,11 @@ class RunFolder:
         """The run's name, as it stands in MLflow and in the reports."""
         return self.root.name
 
+    @property
+    def report(self) -> Path:
+        """The page of the whole run."""
+        return self.root / "report.html"
+
     def iteration(self, number: int) -> Path:
         """Return the folder of an iteration."""
         return self.root / f"it{number}"
@@ -83,9 +94,17 @@ class RunFolder:
         """Return the file that says which teacher an iteration started from."""
         return self.iteration(number) / "choice.json"
 
+    def settings(self, number: int) -> Path:
+        """Return the file with the resolved settings of the newest start of an iteration."""
+        return self.iteration(number) / "resolved.toml"
+
     def resolved(self, attempt: str) -> Path:
         """Return the file with the resolved settings of one start of a flow."""
         return self.root / "resolved" / f"{attempt}.toml"
+
+    def trainings(self) -> list[Path]:
+        """Return the folders of all trainings of the run."""
+        return sorted(path for number in self.iterations() for path in self.iteration(number).glob("train-*"))
 
     def iterations(self) -> list[int]:
         """Return the numbers of the iterations that have a folder."""

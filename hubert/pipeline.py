@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from hubert.validate import ValidateStage
 
 from hubert.config import IterationSettings, Recipe, Section, read_recipe
 from hubert.errors import ConfigError
@@ -30,6 +29,7 @@ from hubert.report import ReportStage
 from hubert.stage import Stage, file_digest
 from hubert.train import TrainStage
 from hubert.units import UnitsStage
+from hubert.validate import ValidateStage
 
 
 class Resolved(Section):

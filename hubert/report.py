@@ -57,7 +57,7 @@ class ReportStage(Stage):
         return [{"iteration": self.number}]
 
     def work(self, spec: Spec) -> tuple[list[Path], Figures]:  # noqa: ARG002  (there is one shard)
-        from hubert.pictures import draw_iteration  # noqa: PLC0415  (matplotlib takes a second to import)
+        from hubert.pictures import draw_iteration  # matplotlib takes a second to import
 
         findings = collect(
             run=self.run_folder,
@@ -97,7 +97,7 @@ def summarise_run(folder: RunFolder) -> tuple[Path, str]:
     Raises:
         DataError: no iteration has a report.
     """
-    from hubert.pictures import draw_run  # noqa: PLC0415
+    from hubert.pictures import draw_run
 
     found = [(number, find_report(folder, number)) for number in folder.iterations()]
     reports = {number: report for number, report in found if report is not None}
@@ -123,9 +123,18 @@ def summarise_run(folder: RunFolder) -> tuple[Path, str]:
             costs=costs_of(findings),
         )
     )
-    path = folder.root / "report.html"
+    path = folder.report
     write_text(path, page)
     return path, text_summary(folder.name, findings, statements)
+
+
+def is_summarised(folder: RunFolder) -> bool:
+    """Say whether the page of the whole run is there and newer than what it shows."""
+    if not folder.report.exists():
+        return False
+    shown = [folder.outcome(number) for number in folder.iterations()]
+    shown += [found[0] for number in folder.iterations() if (found := find_report(folder, number))]
+    return all(path.stat().st_mtime <= folder.report.stat().st_mtime for path in shown if path.exists())
 
 
 def baseline_of(findings: Mapping[int, Findings]) -> Row:

@@ -3,7 +3,7 @@
     <stage>-<8 hex of its key>/
         plan.json            the shards, fixed at the first start; a rerun obeys it
         receipts/00042.json  shard 42 is done: its outputs with their sizes, its figures, the plan's hash
-        done.json            the stage is done: every output, the figures, where they came from
+        done.json            the stage is done: every output, the figures, where they came from; and what was pruned since
         lock                 held while a process plans, works or finishes here (released by the system if it dies)
 
 The key is a hash of the settings that affect the outputs, the keys of the inputs, and the stage's version. So a
@@ -22,13 +22,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from hubert.errors import DataError, TransientError
+from hubert.locks import hold
 from hubert.paths import atomic_write, flush, folder_size, read_json, remove, write_json
 
 Spec = dict[str, Any]
@@ -84,6 +85,7 @@ class Stage(ABC):
     name: ClassVar[str]
     version: ClassVar[int] = 1
     parent: Path
+    accepts_pruned = True  # False: outputs that `hubert prune` removed are needed again, so without them it is not done
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -108,7 +110,9 @@ class Stage(ABC):
     @cached_property
     def key(self) -> str:
         """The stage's key, 64 hex digits."""
-        return digest({"stage": self.name, "version": self.version, "settings": self.settings(), "inputs": self.inputs()})
+        return digest(
+            {"stage": self.name, "version": self.version, "settings": self.settings(), "inputs": self.inputs()}
+        )
 
     @property
     def folder(self) -> Path:
@@ -123,11 +127,15 @@ class Stage(ABC):
     # What is done -----------------------------------------------------------------------------------------------
 
     def done(self) -> Figures | None:
-        """Return the content of `done.json` if the stage is finished and every output is there with its size."""
+        """Return the content of `done.json` if the stage is finished and every output is there with its size.
+
+        Outputs that were pruned since (`prune_outputs`) may be gone, unless `accepts_pruned` is false.
+        """
         content = read_json(self.folder / "done.json")
         if content is None or content.get("key") != self.key:
             return None
-        return content if _all_there(self.folder, content["outputs"]) else None
+        wanted = content["outputs"] if self.accepts_pruned else {**content["outputs"], **content.get("pruned", {})}
+        return content if _all_there(self.folder, wanted) else None
 
     def figures(self) -> Figures:
         """Return the figures of the finished stage.
@@ -137,7 +145,9 @@ class Stage(ABC):
         """
         content = self.done()
         if content is None:
-            raise DataError(f"{self.label} is not finished in {self.folder}; run `hubert {self.name}` or the flow first")
+            raise DataError(
+                f"{self.label} is not finished in {self.folder}; run `hubert {self.name}` or the flow first"
+            )
         return dict(content["figures"])
 
     def plan(self) -> Plan:
@@ -145,7 +155,16 @@ class Stage(ABC):
         path = self.folder / "plan.json"
         content = read_json(path)
         if content is None:
-            write_json(path, {"stage": self.name, "key": self.key, "settings": self.settings(), "inputs": self.inputs(), "shards": self.make_plan()})
+            write_json(
+                path,
+                {
+                    "stage": self.name,
+                    "key": self.key,
+                    "settings": self.settings(),
+                    "inputs": self.inputs(),
+                    "shards": self.make_plan(),
+                },
+            )
             content = read_json(path)
             if content is None:
                 raise TransientError(f"{path} was written and cannot be read back; check the disk and run again")
@@ -154,10 +173,7 @@ class Stage(ABC):
 
     def receipt(self, index: int, plan: Plan) -> Receipt | None:
         """Return the receipt of a shard if it belongs to this plan and its outputs are there."""
-        content = read_json(self.folder / "receipts" / f"{index:05d}.json")
-        if content is None or content.get("plan") != plan.hash or not _all_there(self.folder, content["outputs"]):
-            return None
-        return Receipt(**content)
+        return read_receipt(self.folder, index, plan)
 
     def missing(self, plan: Plan) -> list[int]:
         """Return the indices of the shards that still have to be done."""
@@ -185,10 +201,14 @@ class Stage(ABC):
         receipts = [self.receipt(index, plan) for index in range(len(plan))]
         lost = [index for index, receipt in enumerate(receipts) if receipt is None]
         if lost:
-            raise TransientError(f"{self.label}: {len(lost)} of {len(plan)} shards are missing, first {lost[:5]}; run again")
+            raise TransientError(
+                f"{self.label}: {len(lost)} of {len(plan)} shards are missing, first {lost[:5]}; run again"
+            )
         whole = [receipt for receipt in receipts if receipt is not None]
         outputs, figures = self.finish(whole)
-        shards = {name: size for receipt in whole for name, size in receipt.outputs.items() if (self.folder / name).exists()}
+        shards = {
+            name: size for receipt in whole for name, size in receipt.outputs.items() if (self.folder / name).exists()
+        }
         content = {
             "stage": self.name,
             "key": self.key,
@@ -223,25 +243,8 @@ class Stage(ABC):
         Raises:
             TransientError: another process still holds it after `wait_seconds`; names that process.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        holder = self.folder / "lock.json"
-        lock = FileLock(self.folder / "lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            owner = read_json(holder) or {}
-            message = f"{self.label}: process {owner.get('pid')} on {owner.get('host')} is working in {self.folder}"
-            say(f"{message}; waiting for it")
-            try:
-                lock.acquire(timeout=wait_seconds)
-            except Timeout as error:
-                raise TransientError(f"{message} and did not finish within {wait_seconds:.0f} s") from error
-        try:
-            write_json(holder, {"pid": os.getpid(), "host": platform.node(), "since": time.time()})
+        with hold(self.folder, self.label, wait_seconds=wait_seconds, say=say):
             yield
-        finally:
-            remove(holder)
-            lock.release()
 
     # Details ----------------------------------------------------------------------------------------------------
 
@@ -265,6 +268,39 @@ class Stage(ABC):
                     _link(sister / name, self.folder / name)
                 adopted = {**receipt, "index": index, "plan": plan.hash, "seconds": 0.0, "adopted_from": sister.name}
                 write_json(self.folder / "receipts" / f"{index:05d}.json", adopted)
+
+
+# Folders of stages, whatever their key -----------------------------------------------------------------------------
+
+
+def read_receipt(folder: Path, index: int, plan: Plan) -> Receipt | None:
+    """Return the receipt of a shard if it belongs to this plan and its outputs are there."""
+    content = read_json(folder / "receipts" / f"{index:05d}.json")
+    if content is None or content.get("plan") != plan.hash or not _all_there(folder, content["outputs"]):
+        return None
+    return Receipt(**content)
+
+
+def prune_outputs(folder: Path, names: Iterable[str]) -> int:
+    """Remove outputs of a finished stage that are not needed any more; return the bytes freed.
+
+    The stage stays done: `done.json` first moves them from `outputs` to `pruned`, so a kill in between loses nothing.
+    Whoever needs them again sets `accepts_pruned = False` and runs the stage: it then does those shards again.
+
+    Raises:
+        DataError: the stage is not done, or has no such outputs.
+        TransientError: a process is working in the folder.
+    """
+    with hold(folder, folder.name, wait_seconds=0):
+        content = read_json(folder / "done.json")
+        names = list(names)
+        known = {} if content is None else {**content["outputs"], **content.get("pruned", {})}
+        if content is None or not set(names) <= set(known):
+            raise DataError(f"{folder}: expected a finished stage with the outputs {names}; nothing was removed")
+        pruned = {**content.get("pruned", {}), **{name: known[name] for name in names}}
+        kept = {name: size for name, size in content["outputs"].items() if name not in pruned}
+        write_json(folder / "done.json", {**content, "outputs": kept, "pruned": pruned})
+        return sum(remove(folder / name) for name in names)
 
 
 def _size(path: Path) -> int:
@@ -292,4 +328,4 @@ def group(indices: Sequence[int], num_groups: int) -> list[list[int]]:
     """Deal shards into at most `num_groups` groups of nearly equal size, neighbours together."""
     count = min(num_groups, len(indices))
     edges = [len(indices) * number // count for number in range(count + 1)] if count else [0]
-    return [list(indices[start:end]) for start, end in zip(edges, edges[1:], strict=False)]
+    return [list(indices[start:end]) for start, end in pairwise(edges)]

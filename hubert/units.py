@@ -22,7 +22,12 @@ from hubert.quality import UnitStatistics
 from hubert.stage import Figures, Receipt, Spec, Stage, digest
 from hubert.table import write_table
 
-UNITS_SCHEMA = {"fileid": pl.String, "units": pl.List(pl.UInt16), "frame_rate": pl.Int32, "codebook": pl.String}
+UNITS_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+    "fileid": pl.String,
+    "units": pl.List(pl.UInt16),
+    "frame_rate": pl.Int32,
+    "codebook": pl.String,
+}
 
 
 def label(

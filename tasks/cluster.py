@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 import yaml
 from distributed import LocalCluster
-from prefect_dask import DaskTaskRunner
+from prefect.task_runners import TaskRunner
+from prefect_dask.task_runners import DaskTaskRunner
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hubert.config import explain
 from hubert.errors import ConfigError
 from hubert.paths import find_cluster
-
 
 # At their default level, Dask's processes tell of every connection, in the log of the Prefect run.
 logging.getLogger("distributed").setLevel(logging.WARNING)
@@ -30,12 +30,14 @@ class WorkerSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    num_workers: int = Field(0, ge=0, description="worker processes; 0: one per core")
-    threads_per_worker: int = Field(1, ge=1, description="shards at once in one worker process")
+    num_workers: int = Field(default=0, ge=0, description="worker processes; 0: one per core")
+    threads_per_worker: int = Field(default=1, ge=1, description="shards at once in one worker process")
     memory_limit: str = Field(
-        "auto", description="memory per worker, such as 8GB; auto: the machine's, shared out; 0: no limit"
+        default="auto", description="memory per worker, such as 8GB; auto: the machine's, shared out; 0: no limit"
     )
-    dashboard_address: str = Field("127.0.0.1:0", description="where Dask's dashboard listens; port 0: any free one")
+    dashboard_address: str = Field(
+        default="127.0.0.1:0", description="where Dask's dashboard listens; port 0: any free one"
+    )
 
 
 class ClusterSettings(BaseModel):
@@ -47,8 +49,8 @@ class ClusterSettings(BaseModel):
         "local", description="workers on this machine, or a running Dask scheduler"
     )
     address: str = Field("", description="the running scheduler's address, such as tcp://node1:8786 (kind: address)")
-    label: WorkerSettings = Field(default_factory=WorkerSettings, description="manifest, features, k-means, units")
-    evaluation: WorkerSettings = Field(default_factory=WorkerSettings, description="validation, ABX, quality, report")
+    label: WorkerSettings = Field(WorkerSettings(), description="manifest, features, k-means, units")
+    evaluation: WorkerSettings = Field(WorkerSettings(), description="validation, ABX, quality, report")
 
 
 def read_cluster(name: str) -> ClusterSettings:
@@ -75,13 +77,14 @@ def read_cluster(name: str) -> ClusterSettings:
     return settings
 
 
-def task_runner(cluster: str, section: str) -> DaskTaskRunner:
+def task_runner(cluster: str, section: str) -> TaskRunner[Any]:
     """Return the runner for a section. Its workers start with the first task, so a finished stage starts none."""
     settings = read_cluster(cluster)
     if settings.kind == "address":
         return DaskTaskRunner(address=settings.address)
     workers: WorkerSettings = getattr(settings, section)
-    return DaskTaskRunner(cluster_class=shared_workers, cluster_kwargs={"workers": workers})
+    start: Any = shared_workers  # DaskTaskRunner passes it the arguments below, and enters what it returns
+    return DaskTaskRunner(cluster_class=start, cluster_kwargs={"workers": workers})
 
 
 def shared_workers(workers: WorkerSettings) -> AbstractContextManager[LocalCluster]:

@@ -30,7 +30,8 @@ EXIT_CODES = {"COMPLETED": 0, "FAILED": 1, "CANCELLED": 6, "CRASHED": 75}
 CHATTER = re.compile(
     r"Beginning |Created |Submit|Finished in state|View at|Connect|Creating a new Dask|The Dask dashboard|Executing|Task run|"
     r"Downloading|Opening process|Running \d+ deployment|Process .* exited cleanly|Starting temporary|Using task runner|"
-    r"Worker '.*' submitting|Flow run '.*' submitted|Deployment step|All deployment steps|\d\d:\d\d:\d\d step \d"
+    r"Worker '.*' submitting|.*: finished before, in |Flow run '.*' submitted|Deployment step|All deployment steps|"
+    r"\d\d:\d\d:\d\d step \d"
 )
 
 # Errors that the line of the failed state holds too.

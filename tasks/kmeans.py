@@ -5,13 +5,14 @@ over arrays that stay sharded: no machine ever holds all frames.
 """
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import ClassVar
 
-import dask
 import dask.array as da
 import numpy as np
 import torch
+from dask.delayed import delayed
 from distributed import worker_client
 from torch import Tensor
 
@@ -43,7 +44,7 @@ def dask_lloyd(shards: Sequence[Path], centroids: Tensor, settings: KMeansSettin
     Returns:
         centroids (K, D) float32 and the number of iterations.
     """
-    from dask_ml.cluster import KMeans  # noqa: PLC0415  (compiles for seconds; only the worker that runs this needs it)
+    from dask_ml.cluster import KMeans  # compiles for seconds; only the worker that runs this needs it
 
     tolerance = settings.tolerance * mean_variance(lambda: iterate_chunks(shards))
     model = KMeans(len(centroids), init=centroids.numpy(), max_iter=settings.max_iterations, tol=tolerance)
@@ -53,7 +54,7 @@ def dask_lloyd(shards: Sequence[Path], centroids: Tensor, settings: KMeansSettin
 
 def dask_frames(shards: Sequence[Path]) -> da.Array:
     """Return all sampled frames (N, D) as one lazy array whose chunks are read by the workers that hold them."""
-    load = dask.delayed(load_chunk, pure=True)
+    load = delayed(load_chunk, pure=True)
     chunks = []
     for path in shards:
         num_frames, dimension = shard_shape(path)
@@ -72,10 +73,5 @@ def load_chunk(path: Path, start: int, end: int) -> np.ndarray:
 def run(stage: KMeansStage) -> Figures:
     """Fit the codebook, by dask-ml unless the recipe asks for torch."""
     if stage.kmeans.backend == "dask":
-        stage = DaskKMeansStage(**vars_of(stage))
+        stage = DaskKMeansStage(**{field.name: getattr(stage, field.name) for field in fields(stage)})
     return run_stage(stage, lambda figures: pairs({**figures, "sha256": figures["sha256"][:12]}))
-
-
-def vars_of(stage: KMeansStage) -> dict[str, object]:
-    """Return a stage's fields."""
-    return {name: getattr(stage, name) for name in stage.__dataclass_fields__ if name != "name"}

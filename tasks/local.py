@@ -34,11 +34,11 @@ def connected(cluster: str) -> Iterator[Client]:
     """
     settings = read_cluster(cluster)
     if settings.kind == "address":
-        with Client(settings.address) as client:  # type: ignore[no-untyped-call]
+        with Client(settings.address) as client:
             yield client
     else:
         arguments = local_workers(settings.label)
-        with LocalCluster(**arguments) as workers, Client(workers) as client:  # type: ignore[no-untyped-call]
+        with LocalCluster(**arguments) as workers, Client(workers) as client:
             yield client
 
 

@@ -23,7 +23,7 @@ def run(iteration: Iteration) -> None:
     )
     if was_done and (stage.folder / LOGGED).exists():
         return
-    from tasks.tracking import log_evaluation  # noqa: PLC0415  (as in tasks/train.py)
+    from tasks.tracking import log_evaluation  # as in tasks/train.py
 
     if log_evaluation(iteration):
         (stage.folder / LOGGED).touch()

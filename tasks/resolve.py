@@ -52,7 +52,7 @@ def corpus_of(recipe: str, overrides: Mapping[str, Any] | None) -> str:
 @task(task_run_name="demo corpus", **RETRIES)
 def demo_corpus(folder: str) -> str:
     """Make the demo's speech, or find it finished."""
-    from hubert.demo import build_demo_corpus  # noqa: PLC0415  (an optional dependency, only the demo has it)
+    from hubert.demo import build_demo_corpus  # an optional dependency, only the demo has it
 
     return str(build_demo_corpus(Path(folder)))
 

@@ -99,7 +99,7 @@ def publish(stage: Stage, markdown: str) -> None:
 def _work(stage: Stage, plan: Plan) -> None:
     """Deal the missing shards out until none is missing."""
     logger = get_run_logger()
-    bar = create_progress_artifact(0.0, description=f"{stage.label}: shards")
+    bar: Any = create_progress_artifact(0.0, description=f"{stage.label}: shards")
     for round_number in range(1, MAX_ROUNDS + 1):
         missing = stage.missing(plan)
         if not missing:

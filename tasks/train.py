@@ -69,7 +69,7 @@ class Follower:
 @task(task_run_name="{label}", **RETRIES)
 def follow_training(label: str, iteration: Iteration) -> Figures:  # noqa: ARG001  (`label` names the run)
     """Train until the steps are reached: adopt the live trainer of the folder, or start one, and follow it."""
-    from tasks.tracking import tracker_of  # noqa: PLC0415  (MLflow takes seconds to import: not for a finished run)
+    from tasks.tracking import tracker_of  # MLflow takes seconds to import: not for a finished run
 
     stage, tracker = iteration.train, tracker_of(iteration)
     follower = Follower(stage, tracker)
@@ -96,7 +96,7 @@ def run(iteration: Iteration) -> Figures:
     return figures
 
 
-def stop_trainings(_flow: Any, flow_run: Any, _state: Any) -> None:
+def stop_trainings(flow: Any, flow_run: Any, state: Any) -> None:  # noqa: ARG001  (Prefect passes all three by name)
     """Stop the live trainings of a cancelled run, each after a checkpoint. Prefect calls it on cancellation."""
     folder = RunFolder.of(flow_run.parameters.get("run", "demo"))
     for training in folder.trainings():

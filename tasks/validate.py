@@ -1,8 +1,7 @@
 """Score every checkpoint: `hubert.validate`, one task per group of checkpoints."""
 
-from hubert.validate import ValidateStage
-
 from hubert.stage import Figures
+from hubert.validate import ValidateStage
 from tasks.markdown import cell, table
 from tasks.stage import run_stage
 

@@ -6,7 +6,17 @@ from typing import Any
 
 import polars as pl
 
-TIMES = {"seconds", "time", "audio_seconds_per_second", "finished_at", "host", "path", "checkpoint", "sources", "sha256"}
+TIMES = {
+    "seconds",
+    "time",
+    "audio_seconds_per_second",
+    "finished_at",
+    "host",
+    "path",
+    "checkpoint",
+    "sources",
+    "sha256",
+}
 
 
 def plain(content: Any) -> Any:
@@ -24,7 +34,9 @@ def outputs(run: Path, numbers: tuple[int, ...] = (1,)) -> dict[str, Any]:
     for number in numbers:
         home = run / f"it{number}"
         for path in sorted(home.glob("kmeans-*/codebook.safetensors")):
-            found[f"{number}/codebook"] = path.read_bytes()[-2000:]  # the centroids; the header names the teacher's path
+            found[f"{number}/codebook"] = path.read_bytes()[
+                -2000:
+            ]  # the centroids; the header names the teacher's path
         for table in sorted(home.glob("units-*/tables/*/units.npy")):
             found[f"{number}/units/{table.parent.name}"] = table.read_bytes()
         for path in sorted(home.glob("train-*/step-*/model.safetensors")):

@@ -50,7 +50,9 @@ def test_a_folder_of_speech_becomes_two_iterations_a_choice_and_a_report(finishe
     assert choice["source"]["sha256"] == first["sha256"]
 
 
-def test_a_second_start_of_a_finished_run_does_no_work_and_all_tasks_are_cached(finished, parameters, environment, corpus):
+def test_a_second_start_of_a_finished_run_does_no_work_and_all_tasks_are_cached(
+    finished, parameters, environment, corpus
+):
     before = finished_folders(finished)
     since = datetime.now(UTC).isoformat()
     run_flow(PRETRAINING, parameters, environment, corpus.parent / "second.log")
@@ -62,7 +64,9 @@ def test_a_second_start_of_a_finished_run_does_no_work_and_all_tasks_are_cached(
     assert set(tasks.values()) == {"Cached"}, tasks
 
 
-def test_changing_abx_alone_scores_again_and_writes_the_report_again_and_nothing_else(finished, parameters, environment, corpus):
+def test_changing_abx_alone_scores_again_and_writes_the_report_again_and_nothing_else(
+    finished, parameters, environment, corpus
+):
     before = finished_folders(finished)
     changed = {**parameters, "overrides": {"abx": {"max_size_group": 5}}, "iteration": 1}
     run_flow(ITERATION, changed, environment, corpus.parent / "abx.log")
@@ -78,13 +82,17 @@ def test_the_losses_of_each_training_and_every_checkpoint_are_in_mlflow_once(fin
     for run in runs:
         history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "loss")
         assert [metric.step for metric in history] == [2, 4, 6, 8, 10, 12]
-        models = mlflow.search_logged_models([experiment.experiment_id], f"source_run_id = '{run.info.run_id}'", output_format="list")
+        models = mlflow.search_logged_models(
+            [experiment.experiment_id], f"source_run_id = '{run.info.run_id}'", output_format="list"
+        )
         assert sorted(model.params["step"] for model in models) == ["12", "4", "8"]
         assert all({"masked_loss", "masked_accuracy"} <= {metric.key for metric in model.metrics} for model in models)
 
 
 @pytest.mark.timeout(900)
-def test_a_flow_that_is_killed_while_it_trains_goes_on_and_ends_like_an_undisturbed_one(finished, parameters, environment, corpus):
+def test_a_flow_that_is_killed_while_it_trains_goes_on_and_ends_like_an_undisturbed_one(
+    finished, parameters, environment, corpus
+):
     run = corpus.parent / "killed"
     killed = {**parameters, "run": str(run), "iteration": 1}
     log = corpus.parent / "killed.log"

@@ -7,12 +7,12 @@ import polars as pl
 import pytest
 import soundfile
 import torch
-from hubert.model import HuBERT
 
 from hubert.checkpoint import list_checkpoints
 from hubert.data import labels_for_crop
 from hubert.features import mfcc
 from hubert.kmeans import Codebook
+from hubert.model import HuBERT
 from hubert.outcome import read_outcome
 from hubert.pipeline import resolve
 from hubert.table import Table
