@@ -104,7 +104,7 @@ def resolve(
     if number < 1:
         raise ConfigError(f"iteration {number}: iterations count from 1")
     source, chosen = choose_source(folder, number, settings.iteration(number), teacher=teacher, layer=layer)
-    return Resolved(
+    resolved = Resolved(
         run=str(folder.root),
         number=number,
         data=str(location),
@@ -114,6 +114,8 @@ def resolve(
         chosen=chosen,
         extend=extend,
     )
+    resolved.iteration.check_paths()
+    return resolved
 
 
 def first_unfinished(folder: RunFolder) -> int:
@@ -347,6 +349,19 @@ class Iteration:
             abx=self.abx.figures() if self.abx else None,
             quality=self.quality.figures() if self.quality else None,
         )
+
+    def check_paths(self) -> None:
+        """Look for everything that the recipe expects in the data, the evaluation's too: not after days of training.
+
+        Raises:
+            ConfigError: something is not there; names it.
+        """
+        settings = self.settings
+        self._paths((*settings.data.audio, *settings.data.validation))
+        if settings.abx.item:
+            self._paths((settings.abx.item, *settings.abx.audio))
+        if settings.quality.alignments:
+            self._paths((settings.quality.alignments, *settings.quality.audio))
 
     def _path(self, name: str) -> Path:
         data = Path(self.resolved.data)

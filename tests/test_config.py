@@ -94,3 +94,14 @@ def test_an_override_of_the_shell_is_read_as_toml_or_else_as_text(text, expected
 def test_an_override_without_a_value_is_refused():
     with pytest.raises(ConfigError, match=r"train\.steps=500"):
         parse_override("train.steps")
+
+
+def test_items_that_are_not_there_are_found_missing_before_anything_starts(tmp_path):
+    from hubert.pipeline import resolve
+
+    (tmp_path / "train").mkdir()
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[data]\naudio = ["train"]\n[abx]\nitem = "phones.item"\n')
+    with pytest.raises(ConfigError, match=r"phones\.item"):
+        resolve(str(tmp_path / "run"), str(recipe), str(tmp_path))
+    assert not (tmp_path / "run").exists()
