@@ -49,8 +49,8 @@ class TrainingFolder:
         except Timeout as error:
             owner = read_json(self.path / "trainer.json") or {}
             raise TransientError(
-                f"another trainer (pid {owner.get('pid')} on {owner.get('host')}) is working in {self.path}. Fix: wait for it, or "
-                "end it with SIGTERM, which lets it write a checkpoint"
+                f"another trainer (pid {owner.get('pid')} on {owner.get('host')}) is working in {self.path}. "
+                "Fix: wait for it, or end it with SIGTERM, which lets it write a checkpoint"
             ) from error
         try:
             if take:
