@@ -113,5 +113,5 @@ def local_workers(workers: WorkerSettings) -> dict[str, Any]:
         "host": "127.0.0.1",
         "dashboard_address": workers.dashboard_address,
         "local_directory": tempfile.gettempdir(),
-        "env": dict.fromkeys(names, threads) | {"DASK_LOGGING__DISTRIBUTED": "warning"},
+        "env": dict.fromkeys(names, threads) | {"DASK_LOGGING__DISTRIBUTED": "warning", "OMP_WAIT_POLICY": "PASSIVE"},
     }

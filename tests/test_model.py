@@ -1,4 +1,4 @@
-"""HuBERT against torchaudio's, with the same weights: every layer, the loss and all gradients; and what it promises itself."""
+"""HuBERT against torchaudio's with the same weights: every layer, the loss, all gradients; and its own promises."""
 
 import json
 import subprocess
@@ -146,7 +146,7 @@ def test_the_published_sizes_have_the_shapes_of_torchaudios(size, monkeypatch):
 
 @CONFIGS
 def test_loss_and_all_gradients_equal_torchaudios(config, monkeypatch):
-    """Its published recipe: cross-entropy of the masked frames plus 10 times the feature penalty, both summed over frames."""
+    """The published recipe: cross-entropy of the masked frames, plus 10 times the feature penalty, summed over frames."""
     from torchaudio.models.wav2vec2 import components
 
     reference = torchaudio_pretrain(config).train()
@@ -208,7 +208,7 @@ def test_outputs_before_the_residual_are_those_of_the_feed_forward_part(config):
 @pytest.mark.parametrize("normalize", [False, True])
 @CONFIGS
 def test_a_padded_batch_equals_its_utterances_one_by_one(config, normalize):
-    """Whatever the padding holds: layers, output, losses and penalty; also where the batch is longer than all of them."""
+    """Whatever the padding holds: layers, output, losses, penalty; also where the batch is longer than all of them."""
     torch.manual_seed(0)
     model = shaken(HuBERTPretrain(NUM_CLASSES, build_config(config, {"normalize_waveform": normalize}))).eval()
     lengths = [9_000, 400, 6_543, 719]
