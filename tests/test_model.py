@@ -146,7 +146,7 @@ def test_the_published_sizes_have_the_shapes_of_torchaudios(size, monkeypatch):
 
 @CONFIGS
 def test_loss_and_all_gradients_equal_torchaudios(config, monkeypatch):
-    """The published recipe: cross-entropy of the masked frames, plus 10 times the feature penalty, summed over frames."""
+    """The published recipe: cross-entropy of the masked frames plus 10 times the feature penalty, both summed."""
     from torchaudio.models.wav2vec2 import components
 
     reference = torchaudio_pretrain(config).train()
