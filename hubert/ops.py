@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-_HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+_HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()
 _FAST_CONV = _HAS_ONEDNN and torch.backends.cpu.get_cpu_capability() == "AVX512"
 _MAX_EXPLICIT_FRAMES = 1024  # above this, attention weights of a batch would fill the memory
 
