@@ -1,6 +1,7 @@
 """One real service for the whole test run: a Prefect server, an MLflow server and a worker on free ports."""
 
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,10 @@ import pytest
 
 # Read by Prefect when it is imported: a test must not find the service that a developer has running in this project.
 os.environ["PREFECT_PLUGINS_ENABLED"] = "false"
+
+# A test run that a script starts with `&` ignores Ctrl-C, and so would every process that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def free_ports(count: int) -> list[int]:
