@@ -202,8 +202,7 @@ def data_figures(manifest: Mapping[str, Any]) -> dict[str, Any]:
 def stage_row(name: str, folder: Path, done: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a stage cost and where it is.
 
-    A training says itself how long it took, over all its starts, and on what; the other stages use a GPU if there is
-    one, which they do not write down.
+    A training says itself on what it ran; the other stages use a GPU if there is one, which they do not write down.
     """
     figures = done.get("figures", {})
     device, trained = figures.get("device"), figures.get("seconds", 0.0)
@@ -212,7 +211,7 @@ def stage_row(name: str, folder: Path, done: Mapping[str, Any]) -> dict[str, Any
         "name": name,
         "folder": str(folder),
         "key": done.get("key", ""),
-        "seconds": max(done.get("seconds", 0.0), trained),
+        "seconds": done.get("seconds", 0.0),
         "num_shards": done.get("num_shards"),
         "host": done.get("host"),
         "finished_at": done.get("finished_at"),

@@ -107,6 +107,10 @@ class Stage(ABC):
         """Put the shards together: write the stage's own files and return them with the stage's figures."""
         return [], {}
 
+    def seconds_of(self, receipts: list[Receipt]) -> float:
+        """Return the seconds that the shards took, one after the other."""
+        return sum(receipt.seconds for receipt in receipts)
+
     @cached_property
     def key(self) -> str:
         """The stage's key, 64 hex digits."""
@@ -217,7 +221,7 @@ class Stage(ABC):
             "outputs": shards | self._sizes(outputs),
             "figures": figures,
             "num_shards": len(plan),
-            "seconds": round(sum(receipt.seconds for receipt in whole), 3),
+            "seconds": round(self.seconds_of(whole), 3),
             "host": platform.node(),
             "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }

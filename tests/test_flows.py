@@ -1,12 +1,15 @@
 """The flows against real Prefect, Dask and MLflow servers: a whole run, a second start, changes, and a kill."""
 
 import json
+import shutil
 from datetime import UTC, datetime
 
 import mlflow
 import polars as pl
 import pytest
 
+from hubert.paths import read_json
+from hubert.split import select_sample
 from tasks.service_settings import environment as service_environment
 from tests.flow_runs import ITERATION, PRETRAINING, finished_folders, kill_flow_when, run_flow, task_runs
 from tests.outputs import assert_equal_runs
@@ -72,6 +75,40 @@ def test_changing_abx_alone_scores_again_and_writes_the_report_again_and_nothing
     run_flow(ITERATION, changed, environment, corpus.parent / "abx.log")
     fresh = {name.rpartition("-")[0] for name, when in finished_folders(finished).items() if before.get(name) != when}
     assert fresh == {"it1/abx", "it1/report"}
+
+
+@pytest.mark.timeout(900)
+def test_a_file_that_is_added_relabels_only_the_shards_whose_rows_changed(environment, tmp_path, corpus, parameters):
+    data, run, log = tmp_path / "data", tmp_path / "run", tmp_path / "log"
+    shutil.copytree(corpus, data)
+    overrides = {"kmeans": {"sample_fraction": 0.5, "min_sample_files": 1}, "train": {"steps": 4, "log_interval": 4}}
+    overrides |= {"abx": {"item": ""}, "quality": {"alignments": ""}, "units": {"shard_hours": 0.003}}
+    wanted = {**parameters, "run": str(run), "data": str(data), "iteration": 1, "overrides": overrides}
+    run_flow(ITERATION, wanted, environment, log)
+    before = finished_folders(run)
+
+    source = min((data / "train").rglob("*.flac"))
+    shutil.copy2(source, source.with_name(f"{name_outside_the_sample(source.parent, 0.5)}.flac"))
+    run_flow(ITERATION, wanted, environment, log)
+    new = {name.rpartition("-")[0]: run / name for name in finished_folders(run).keys() - before.keys()}
+    assert set(new) == {"manifest", "it1/units", "it1/train", "it1/validate", "it1/report"}  # no features, no codebook
+
+    (old,) = [run / name for name in before if name.startswith("it1/units")]
+    known = {spec["digest"] for spec in read_json(old / "plan.json")["shards"]}
+    units = new["it1/units"]
+    specs = read_json(units / "plan.json")["shards"]
+    receipts = [read_json(units / "receipts" / f"{index:05d}.json") for index in range(len(specs))]
+    assert [bool(receipt["adopted_from"]) for receipt in receipts] == [spec["digest"] in known for spec in specs]
+    assert 1 <= sum(not receipt["adopted_from"] for receipt in receipts) < len(receipts) / 2
+
+
+def name_outside_the_sample(folder, fraction):
+    """Return a file name whose id the k-means sample does not draw; `folder` is a speaker's, below the part's."""
+    names = [f"extra-{number}" for number in range(20)]
+    ids = [f"{folder.name}/{name}" for name in names]
+    rows = pl.DataFrame({"fileid": ids, "num_samples": [16_000] * len(ids)})
+    drawn = select_sample(rows, fraction=fraction, min_files=1)["fileid"].to_list()
+    return next(name for name, fileid in zip(names, ids, strict=True) if fileid not in drawn)
 
 
 def test_the_losses_of_each_training_and_every_checkpoint_are_in_mlflow_once(finished, service):
