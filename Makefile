@@ -19,7 +19,8 @@ test: setup lint  ## what CI runs
 test-faults: setup  ## the long ones: kill -9 at many points, and compare with an undisturbed run
 	$(PYTHON_RUN) -m pytest -q -m faults
 
-lock:  ## pin the newest versions that work together, with hashes and without index addresses
+lock: setup  ## pin the newest versions that work together, with hashes and without index addresses
+	@[ -x .venv/bin/uv ] || .venv/bin/python -m pip install --quiet uv
 	.venv/bin/uv pip compile pyproject.toml --all-extras --generate-hashes --no-annotate --no-header \
 		--no-emit-index-url --no-emit-find-links --python-version 3.12 \
 		--python-platform x86_64-unknown-linux-gnu --upgrade --output-file requirements.lock

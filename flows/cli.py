@@ -6,6 +6,7 @@ hubert run      trigger hubert-pretraining and follow it in the terminal
 """
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubert import cli
-from hubert.errors import ConfigError
+from hubert.errors import ConfigError, TransientError
 from hubert.paths import RunFolder, find_cluster, find_recipe
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ exit codes: 0 completed   1 failed   6 cancelled   75 crashed (its process was k
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    for variable in ("DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY"):  # Prefect and MLflow read them when they are imported
+        os.environ.setdefault(variable, "true")
     parser, commands = cli.build_parser(fit_codebook=fit_codebook)
     commands.choices["status"].set_defaults(handler=show_status)
     add_service_commands(commands)
@@ -58,7 +61,7 @@ def add_service_commands(commands: "argparse._SubParsersAction[cli.Parser]") -> 
     )
     demo.add_argument("--keep", action="store_true", help="leave the servers running")
     demo.add_argument("--steps", metavar="N", type=int, help="optimizer steps per iteration (default: the recipe's)")
-    demo.add_argument("--seed", metavar="S", type=int, help="seed of the trainings (default: the recipe's)")
+    demo.add_argument("--seed", metavar="S", type=int, help="seed of codebooks and trainings (default: the recipe's)")
     demo.add_argument("--run", metavar="NAME", default="demo", help="name of the run (default: %(default)s)")
     _add_places(demo)
     demo.set_defaults(handler=run_demo)
@@ -93,6 +96,7 @@ def add_service_commands(commands: "argparse._SubParsersAction[cli.Parser]") -> 
     run.add_argument(
         "--set", metavar="NAME=VALUE", nargs="+", action="extend", default=[], help="settings that win over the recipe"
     )
+    run.add_argument("--extend", action="store_true", help="let finished trainings go on to more steps")
     run.add_argument(
         "--folder", type=Path, help="the service's data (default: HUBERT_SERVICE, else .service in the project)"
     )
@@ -194,6 +198,7 @@ def run_pretraining(args: argparse.Namespace) -> int:
 
     overrides = dict(parse_override(text) for text in args.set)
     parameters = build_parameters(args.run, args.recipe, args.data, args.cluster, overrides)
+    parameters |= {"extend": True} if args.extend else {}
     settings = service_settings(args)
     health = service.status(settings)
     if health[service.PREFECT] != "answers" or health[service.WORKER] != "runs":
@@ -254,7 +259,8 @@ def follow_run(settings: "ServiceSettings", run_id: str) -> int:
     """Follow a flow run until it ends; returns the exit code that says how."""
     from tasks.follow import EXIT_CODES, INFO, follow
 
-    return EXIT_CODES[follow(settings.api_url, settings.ui_url, run_id, _say, level=INFO)["type"]]
+    state = follow(settings.api_url, settings.ui_url, run_id, _say, level=INFO)["type"]
+    return EXIT_CODES.get(state, cli.CODES[TransientError])  # retried in the moment after its end: it goes on
 
 
 def _say(line: str) -> None:
@@ -264,27 +270,28 @@ def _say(line: str) -> None:
 def run_demo(args: argparse.Namespace) -> int:
     """Start the service if it is not up, run the demo recipe, print the table, and stop what was started."""
     from tasks import service
+    from tasks.signals import deaf, interrupted_by
 
-    wishes = {name: value for name, value in (("steps", args.steps), ("seed", args.seed)) if value is not None}
-    parameters = build_parameters(args.run, "demo", "", "local", {"train": wishes} if wishes else {})
-    # Whatever ends this command, the servers that it started must not be left behind.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    wishes: dict[str, Any] = {} if args.seed is None else {"kmeans.seed": args.seed, "train.seed": args.seed}
+    wishes |= {} if args.steps is None else {"train.steps": args.steps}
+    parameters = build_parameters(args.run, "demo", "", "local", wishes)
     settings = service_settings(args)
     print("Starting Prefect, MLflow and a worker (about 20 s) ...", flush=True)
-    running = service.up(settings)
-    mine = len(running.started) == len(service.PARTS)
-    print(service.describe(running), flush=True)
-    try:
-        code = follow_run(running.settings, trigger(running.settings, parameters))
-        if code == 0:
-            show_report(parameters["run"], running.settings)
-        else:
-            print(f"The demo did not end well; logs: {running.settings.folder / 'logs'}", file=sys.stderr)
-    finally:
-        if mine and not args.keep:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it running
-            _say_stopped(service.down(running.settings))
+    # Whatever ends this command, the servers that it started must not be left behind.
+    with interrupted_by(signal.SIGTERM, signal.SIGHUP):
+        running = service.up(settings)
+        mine = len(running.started) == len(service.PARTS)
+        print(service.describe(running), flush=True)
+        try:
+            code = follow_run(running.settings, trigger(running.settings, parameters))
+            if code == 0:
+                show_report(parameters["run"], running.settings)
+            else:
+                print(f"The demo did not end well; logs: {running.settings.folder / 'logs'}", file=sys.stderr)
+        finally:
+            if mine and not args.keep:
+                with deaf():
+                    _say_stopped(service.down(running.settings))
     if args.keep or not mine:
         print("The service is still up; `hubert down` stops it.")
     return code

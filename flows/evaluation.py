@@ -20,6 +20,5 @@ def evaluation(resolved: Resolved) -> Outcome:
         manifest.run(iteration.quality_manifest)
     if iteration.quality is not None:
         quality.run(iteration.quality)
-    chosen = outcome.run(iteration)
     report.run(iteration)
-    return chosen
+    return outcome.run(iteration)  # last: an iteration with an outcome is finished

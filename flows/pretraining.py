@@ -22,6 +22,8 @@ def hubert_pretraining(
     data: str = "",
     cluster: str = "local",
     overrides: dict[str, Any] | None = None,
+    *,
+    extend: bool = False,
 ) -> str:
     """Run all iterations of a recipe; returns the path of the report. Finished work is found and not done again.
 
@@ -31,7 +33,8 @@ def hubert_pretraining(
         data: Folder of audio (or archive, or manifest). Empty: the recipe's own corpus, if it makes one.
         cluster: Name of a file in deployments/clusters, or a path: where the work runs.
         overrides: Settings that win over the recipe, such as {"train": {"steps": 500}}.
+        extend: Continue finished trainings to more steps.
     """
     for number in resolve.iterations(recipe, overrides):
-        hubert_iteration(run, recipe, data, iteration=number, cluster=cluster, overrides=overrides)
+        hubert_iteration(run, recipe, data, iteration=number, cluster=cluster, overrides=overrides, extend=extend)
     return report.summarise(run)

@@ -46,16 +46,18 @@ class Alignments:
     def __post_init__(self) -> None:
         """Index the frame: rows by file, times as integer nanoseconds, phones as numbers."""
         frame = self.frame.select("fileid", "start", "end", "phone").sort("fileid", "start", "end")
-        phones, indices = np.unique(frame["phone"].to_numpy(), return_inverse=True)
+        phones = frame["phone"].unique().sort()
+        numbers = pl.Series(range(len(phones)), dtype=pl.Int32)
+        indices = frame["phone"].replace_strict(phones, numbers, return_dtype=pl.Int32)
         files = frame.group_by("fileid", maintain_order=True).len()
         edges = np.cumsum([0, *files["len"].to_list()]).tolist()
         derived = {
             "frame": frame,
-            "phones": tuple(map(str, phones)),
+            "phones": tuple(phones.to_list()),
             "_rows": dict(zip(files["fileid"].to_list(), pairwise(edges), strict=True)),
             "_starts": np.rint(frame["start"].to_numpy() * NANOSECONDS).astype(np.int64),
             "_ends": np.rint(frame["end"].to_numpy() * NANOSECONDS).astype(np.int64),
-            "_indices": indices.astype(np.int32),
+            "_indices": indices.to_numpy(),
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)

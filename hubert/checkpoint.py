@@ -5,6 +5,9 @@
         state.pt                         optimizer and counters, for going on; kept for the last two
         checkpoint.json                  size and sha256 of each file, written last
 
+A checkpoint that a training wrote because it was asked to stop, between two of its schedule, is `interim`: it goes when
+the next one of the schedule is there, so that an interrupted training offers the same checkpoints as an undisturbed one.
+
 The folder gets its name when all its files are on disk. A folder that nevertheless is not whole (a copy that broke
 off, a file that somebody removed) is reported and passed over.
 """
@@ -45,6 +48,7 @@ class Checkpoint:
     step: int
     sha256: str
     has_state: bool
+    interim: bool = False
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -58,15 +62,17 @@ def write_checkpoint(
     model: Saveable,
     state: Mapping[str, Any],
     *,
+    interim: bool = False,
     before_rename: Callable[[], object] = lambda: None,
 ) -> Checkpoint:
-    """Write a checkpoint, then remove the optimizer states of all but the last two.
+    """Write a checkpoint, then remove interim ones (unless it is one) and the optimizer states of all but the last two.
 
     Args:
         folder: the training's folder.
         step: number of finished steps.
         model: writes its own files.
         state: tensors and plain values only, since it is read back without unpickling anything else.
+        interim: not one of the schedule.
         before_rename: called when all is on disk; an exception from it leaves nothing behind.
 
     Raises:
@@ -82,17 +88,21 @@ def write_checkpoint(
                 file.name: {"bytes": file.stat().st_size, "sha256": file_digest(file)}
                 for file in sorted(temporary.iterdir())
             }
-            (temporary / "checkpoint.json").write_text(json.dumps({"step": step, "files": files}, indent=1) + "\n")
+            record = {"step": step, "interim": interim, "files": files}
+            (temporary / "checkpoint.json").write_text(json.dumps(record, indent=1) + "\n")
             before_rename()
             if path.exists():  # a broken one, from which nothing could go on, or the training would not be here again
                 remove(path)
+        for other in [] if interim else list_checkpoints(folder, lambda _: None):
+            if other.interim:
+                remove(other.path)
         prune_states(folder)
     except OSError as error:
         raise TransientError(
             f"checkpoint {path} could not be written: {error}. The training goes on from the last one when it is started "
             "again. Likely cause: the disk is full or gone; `hubert prune` frees old states"
         ) from error
-    return Checkpoint(path, step, str(files[MODEL]["sha256"]), has_state=True)
+    return Checkpoint(path, step, str(files[MODEL]["sha256"]), has_state=True, interim=interim)
 
 
 def list_checkpoints(folder: Path, say: Say = print) -> list[Checkpoint]:
@@ -102,12 +112,12 @@ def list_checkpoints(folder: Path, say: Say = print) -> list[Checkpoint]:
         match = re.fullmatch(r"step-(\d+)", path.name)
         if not match:
             continue
-        problem, files = _check_sizes(path)
+        problem, files, interim = _check_sizes(path)
         if problem:
             say(f"checkpoint {path} is not complete and is passed over: {problem}")
             continue
         has_state = (path / STATE).exists()
-        found.append(Checkpoint(path, int(match[1]), str(files[MODEL]["sha256"]), has_state))
+        found.append(Checkpoint(path, int(match[1]), str(files[MODEL]["sha256"]), has_state, interim))
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
@@ -140,14 +150,19 @@ def read_state(path: Path) -> dict[str, Any]:
     """Read the optimizer and counters of a checkpoint folder, onto the CPU. Nothing but tensors and plain values is read.
 
     Raises:
-        DataError: the file is not one that `write_checkpoint` writes.
+        DataError: the file is not there, or is not one that `write_checkpoint` writes.
+        TransientError: the disk failed.
     """
     try:
         state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
+    except (FileNotFoundError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
         raise DataError(
             f"{path / STATE} cannot be read ({type(error).__name__}). Fix: remove {path}, and the training goes on from "
             "the checkpoint before it"
+        ) from error
+    except OSError as error:
+        raise TransientError(
+            f"{path / STATE} could not be read: {error}; nothing is wrong with it as far as is known"
         ) from error
     return state
 
@@ -163,17 +178,18 @@ def prune_states(folder: Path, keep: int = KEPT_STATES) -> int:
     return sum(remove(path) for path in prunable_states(folder, keep))
 
 
-def _check_sizes(path: Path) -> tuple[str, dict[str, Any]]:
-    """Return what is wrong with a checkpoint's files, empty if nothing, and what they should be."""
+def _check_sizes(path: Path) -> tuple[str, dict[str, Any], bool]:
+    """Return what is wrong with a checkpoint's files (empty if nothing), what they should be, and whether it is interim."""
     content = read_json(path / "checkpoint.json")
     if content is None or MODEL not in content.get("files", {}):
-        return "it has no checkpoint.json", {}
+        return "it has no checkpoint.json", {}, False
     files: dict[str, Any] = content["files"]
+    interim = bool(content.get("interim"))
     for name, file in files.items():
         size = (path / name).stat().st_size if (path / name).exists() else None
         if size != file["bytes"] and not (size is None and name == STATE):
-            return (
-                f"{name} has {size} bytes instead of {file['bytes']}" if size is not None else f"{name} is missing",
-                files,
+            problem = (
+                f"{name} has {size} bytes instead of {file['bytes']}" if size is not None else f"{name} is missing"
             )
-    return "", files
+            return problem, files, interim
+    return "", files, interim

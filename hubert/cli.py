@@ -6,6 +6,7 @@ import is imported by the command that needs it.
 """
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -32,6 +33,8 @@ exit codes:
 """
 CODES: dict[type[HubertError], int] = {ConfigError: 2, DataError: 3, TrainingDiverged: 4, TransientError: 75}
 INTERRUPTED = 130
+# What a person can mend: no rights, no space, no such place. Any other OSError is a fault of the program.
+REFUSALS = {errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EIO}
 
 # Each stage: what it does, and the sections of the recipe that it reads.
 STAGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -244,8 +247,8 @@ def run_report(iteration: "Iteration") -> None:
     from hubert.report import summarise_run
 
     outcome = iteration.outcome()
-    outcome.save(iteration.folder)
     do(iteration.report)
+    outcome.save(iteration.folder)  # last: an iteration with an outcome is finished
     path, text = summarise_run(iteration.folder)
     print(f"\n{text}\nchosen: step {outcome.step:,}, layer {outcome.layer}: {outcome.why}\nreport: {path}")
     if iteration.number < iteration.resolved.recipe.num_iterations:
@@ -344,4 +347,9 @@ def run(parser: Parser, arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (`| head`) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        print(f"hubert: the system refused: {error}. What is finished is kept", file=sys.stderr)
+        return CODES[TransientError]
     return code

@@ -92,6 +92,7 @@ class KMeansSettings(Section):
     )
     sample_hours: float = setting(100.0, "at most this much audio is clustered, in hours", gt=0)
     min_sample_files: int = setting(20, "at least this many utterances are clustered", ge=1)
+    seed: int = setting(0, "seed of the sample and of the first centroids", ge=0)
     seeding_frames: int = setting(20_000, "frames on which k-means++ chooses the first centroids", ge=2)
     max_iterations: int = setting(100, "most Lloyd iterations", ge=1)
     tolerance: float = setting(1e-4, "stop when the centroids move less than this, relative to the variance", ge=0)
@@ -180,7 +181,7 @@ class ValidateSettings(Section):
 class ABXSettings(Section):
     """ABX error rates of the layers, within and across speaker (ZeroSpeech's task, through fastabx)."""
 
-    item: str | None = setting(None, "item file, relative to `data`; none: no ABX", affects=False)
+    item: str | None = setting(None, "item file, relative to `data`; none or empty: no ABX", affects=False)
     audio: tuple[str, ...] = setting(("abx",), "folders of the items' audio, relative to `data`", affects=False)
     checkpoints: Literal["best", "all"] = setting("best", "which checkpoints are scored")
     selection: Literal["all", "half"] = setting(
@@ -194,10 +195,13 @@ class ABXSettings(Section):
 class QualitySettings(Section):
     """Purity and PNMI of the units, where phone alignments exist."""
 
-    alignments: str | None = setting(None, "item, CSV/TSV or TextGrid alignments, relative to `data`", affects=False)
+    alignments: str | None = setting(
+        None, "item, CSV/TSV or TextGrid alignments, relative to `data`; empty: no comparison", affects=False
+    )
     audio: tuple[str, ...] = setting(
         (), "audio that they cover, relative to `data`; empty: training and validation", affects=False
     )
+    max_hours: float = setting(10.0, "at most this much aligned audio is compared, in hours", gt=0)
 
 
 SECTIONS: dict[str, type[Section]] = {

@@ -7,7 +7,7 @@ iteration, and units clustered on each layer, with phone alignments. Both extrac
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,18 +20,21 @@ from hubert.abx import ABXJob, ABXResult, Representation, score_in_subprocess
 from hubert.abx_score import write_features
 from hubert.alignments import Alignments, read_alignments
 from hubert.audio import read_waveform
-from hubert.config import ABXSettings, FeatureSettings
+from hubert.config import ABXSettings, FeatureSettings, QualitySettings
 from hubert.features import FeatureExtractor, FeatureSource, batches_by_length, extract
 from hubert.items import read_items, split_items, write_item
 from hubert.kmeans import CHUNK, Codebook, choose_seeds, torch_lloyd
-from hubert.manifest import read_manifest
+from hubert.manifest import read_manifest, select_sample
 from hubert.paths import atomic_write, write_json
 from hubert.quality import PhoneCounter, PhoneStatistics
 from hubert.stage import Figures, Receipt, Spec, Stage, digest, file_digest
 
 ALL, FIRST_HALF, SECOND_HALF = "all items", "first half", "second half"
 MFCC = 0  # "layer" of the MFCC baseline in tables of layers
-MAX_CLUSTERED_FRAMES = 50_000  # per layer, for the units whose quality tells layers apart
+CLUSTERED_HOURS = (
+    1000 / 3600
+)  # audio whose units tell layers apart: 50,000 frames of each layer, and they fit in memory
+WRITTEN_FRAMES = 50_000  # of a representation, held before they are written
 SEEDING_FRAMES = 10_000
 MAX_ITERATIONS = 30
 
@@ -154,7 +157,7 @@ class ABXStage(Stage):
 
         for layer, fileid, features in every_representation(rows, source, self.features, resample=self.resample):
             pending[layer].append((fileid, features if layer == MFCC else features.half()))
-            if sum(len(frames) for _, frames in pending[layer]) > MAX_CLUSTERED_FRAMES:
+            if sum(len(frames) for _, frames in pending[layer]) > WRITTEN_FRAMES:
                 flush(layer)
         for layer in folders:
             flush(layer)
@@ -200,6 +203,7 @@ class QualityStage(Stage):
     checkpoint: dict[str, Any]
     num_units: int
     features: FeatureSettings
+    quality: QualitySettings = field(default_factory=QualitySettings)
     resample: bool = False
 
     @cached_property
@@ -213,7 +217,7 @@ class QualityStage(Stage):
             "dtype": self.features.dtype,
             "resample": self.resample,
         }
-        return {"num_units": self.num_units, **used}
+        return {"num_units": self.num_units, **self.quality.key_settings(), **used}
 
     def inputs(self) -> dict[str, str]:
         return {
@@ -230,6 +234,8 @@ class QualityStage(Stage):
         rows = read_manifest(self.manifest)
         alignments = read_alignments(self.alignments, rows["fileid"])
         rows = rows.filter(pl.Series([fileid in alignments for fileid in rows["fileid"]]))
+        hours = CLUSTERED_HOURS if spec["part"] == "layers" else self.quality.max_hours
+        rows = select_sample(rows, fraction=1.0, max_hours=min(hours, self.quality.max_hours), min_files=1)
         if spec["part"] == "layers":
             return [], {"layers": self._layers(rows, alignments), "num_units": self.num_units}
         counts = self._units(rows, alignments)
@@ -258,12 +264,11 @@ class QualityStage(Stage):
         return counter.statistics
 
     def _layers(self, rows: pl.DataFrame, alignments: Alignments) -> list[dict[str, Any]]:
-        """Cluster each layer's frames of the aligned audio and compare the units with the phones."""
+        """Cluster each layer's frames of some aligned audio, the same for all, and compare the units with the phones."""
         source = layer_source(self.checkpoint, self.features)
         frames: dict[int, list[tuple[str, Tensor]]] = {layer: [] for layer in range(source.layer + 1)}
         for layer, fileid, features in every_representation(rows, source, self.features, resample=self.resample):
-            if sum(len(part) for _, part in frames[layer]) < MAX_CLUSTERED_FRAMES:
-                frames[layer].append((fileid, features))
+            frames[layer].append((fileid, features))
         return [self._layer(layer, parts, alignments) for layer, parts in frames.items()]
 
     def _layer(self, layer: int, parts: list[tuple[str, Tensor]], alignments: Alignments) -> dict[str, Any]:

@@ -176,7 +176,6 @@ class FeaturesStage(Stage):
     source: FeatureSource
     features: FeatureSettings
     kmeans: KMeansSettings
-    seed: int
     resample: bool
 
     @cached_property
@@ -186,7 +185,7 @@ class FeaturesStage(Stage):
             fraction=self.kmeans.sample_fraction,
             max_hours=self.kmeans.sample_hours,
             min_files=self.kmeans.min_sample_files,
-            seed=self.seed,
+            seed=self.kmeans.seed,
         ).collect(engine="streaming")
 
     def __getstate__(self) -> dict[str, Any]:

@@ -195,14 +195,11 @@ class KMeansStage(Stage):
     features_key: str
     source: FeatureSource
     kmeans: KMeansSettings
-    seed: int
 
     def settings(self) -> dict[str, Any]:
         # How the utterances were drawn shows in the features' key.
         sampling = {"sample_fraction", "sample_hours", "min_sample_files"}
-        return {"seed": self.seed} | {
-            name: value for name, value in self.kmeans.key_settings().items() if name not in sampling
-        }
+        return {name: value for name, value in self.kmeans.key_settings().items() if name not in sampling}
 
     def inputs(self) -> dict[str, str]:
         return {"features": self.features_key}
@@ -220,16 +217,15 @@ class KMeansStage(Stage):
         )
 
     def work(self, spec: Spec) -> tuple[list[Path], Figures]:
-        seeds = choose_seeds(
-            draw_frames(self.shards, self.kmeans.seeding_frames, self.seed), spec["num_units"], self.seed
-        )
+        seed = self.kmeans.seed
+        seeds = choose_seeds(draw_frames(self.shards, self.kmeans.seeding_frames, seed), spec["num_units"], seed)
         centroids, num_iterations = self.lloyd(seeds)
         figures = codebook_figures(self.shards, Codebook(centroids, {})) | {"num_iterations": num_iterations}
         metadata = {
             "source": self.source.identity,
             "frame_rate": self.source.frame_rate,
             "num_units": len(centroids),
-            "seed": self.seed,
+            "seed": seed,
             "checkpoint": self.source.checkpoint,
             **figures,
         }

@@ -7,8 +7,8 @@
         train.parquet, validation.parquet
         rejected.parquet            path, fileid, reason of every file that cannot be used
 
-The key is a digest of what was found (fileid, size, time of change, span), so a changed or added file leads to a new
-manifest, and only the shards that it falls into are checked again.
+The key is a digest of what was found (fileid, size, time of change, span, speaker), so a changed or added file leads to a
+new manifest, and only the shards that it falls into are checked again.
 """
 
 from dataclasses import dataclass
@@ -35,10 +35,12 @@ from hubert.manifest import (
     verify_rows,
     write_manifest,
 )
+from hubert.manifest_files import MANIFEST_EXTENSIONS
 from hubert.paths import atomic_write
 from hubert.stage import Figures, Receipt, Spec, Stage, digest
 
 TRAIN, VALIDATION = "train", "validation"
+PLACE = ("path", "archive")  # the columns that say where a row's audio is
 
 
 @dataclass
@@ -70,7 +72,7 @@ class ManifestStage(Stage):
         return used | {"split": self.split}
 
     def inputs(self) -> dict[str, str]:
-        return {part: manifest_digest(rows) for part, rows in self._listing.items()}
+        return {part: manifest_digest(rows, "speaker") for part, rows in self._listing.items()}
 
     def done(self) -> Figures | None:
         """Return the content of `done.json`.
@@ -84,19 +86,35 @@ class ManifestStage(Stage):
                 f"{self.folder} was made from {content['figures']['sources']}, and the same files are now given as "
                 f"{self._sources}. Give the old place (a link to the new one will do), or use another run"
             )
+        if content is not None and content["figures"]["places"] != self._places:
+            raise ConfigError(
+                f"{self.folder} was made from the same files as {', '.join(self._sources)} now names, with other paths. "
+                "Put links at the old paths and the old paths into the manifest, or use another run"
+            )
         return content
 
     @property
     def _sources(self) -> list[str]:
         return [str(path) for path in (*self.audio, *self.validation_audio)]
 
+    @cached_property
+    def _places(self) -> dict[str, str]:
+        """What stands for the paths that a person's manifests name; a folder's follow from `_sources`."""
+        parts = {TRAIN: self.audio, VALIDATION: self.validation_audio}
+        return {
+            part: manifest_digest(rows, *PLACE)
+            for part, rows in self._listing.items()
+            if any(path.name.lower().endswith(MANIFEST_EXTENSIONS) for path in parts[part])
+        }
+
     def make_plan(self) -> list[Spec]:
         specs = []
         for part, rows in self._listing.items():
             write_manifest(rows, self._listed(part))
             bounds = plan_shards(rows, hours_per_shard=self.data.shard_hours)
-            checks = [self.data.verify, self.data.resample, self._sources]
-            for (start, end), content in zip(bounds, shard_digests(rows, bounds), strict=True):
+            checks = [self.data.verify, self.data.resample]
+            # A shard's file holds whole rows, so only equal rows may take it over: speakers and places too.
+            for (start, end), content in zip(bounds, shard_digests(rows, bounds, "speaker", *PLACE), strict=True):
                 specs.append({"part": part, "start": start, "end": end, "digest": digest([content, checks])})
         return specs
 
@@ -132,6 +150,7 @@ class ManifestStage(Stage):
         figures: Figures = {
             "num_rejected": len(names),
             "sources": self._sources,
+            "places": self._places,
             **extent(scan_manifest(self.everything)),
         }
         if self.split:

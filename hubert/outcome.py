@@ -51,12 +51,10 @@ def choose_layer(
             f"lowest ABX across speakers of {len(rows)} layers on {row['selection']['items']}: {score:.2f} %",
         )
     if quality is not None and quality.get("layers"):
-        row = max(quality["layers"], key=lambda row: (row["pnmi"], -row["layer"]))
-        return (
-            row["layer"],
-            "pnmi",
-            f"highest PNMI of {len(quality['layers'])} layers: {row['pnmi']:.3f} (no ABX items were given)",
-        )
+        rows = [row for row in quality["layers"] if row["layer"]]  # without MFCC, which stands there for comparison
+        row = max(rows, key=lambda row: (row["pnmi"], -row["layer"]))
+        why = f"highest PNMI of {len(rows)} layers: {row['pnmi']:.3f} (no ABX items were given)"
+        return row["layer"], "pnmi", why
     depth = int(best["num_layers"])
     share = 0.5 if number == 1 else 0.75
     layer = max(1, round(depth * share))

@@ -50,7 +50,7 @@ def runs_root() -> Path:
 
 def demo_corpus_folder() -> Path:
     """Return the folder of the speech that the demo makes: beside the runs, since all runs share it."""
-    return runs_root().parent / "demo-corpus"
+    return runs_root() / "demo-corpus"
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def resolve(
     location = Path(data).expanduser().resolve()
     if not data or not location.exists():
         raise ConfigError(f"data {data!r}: expected a folder of audio, an archive or a manifest; it does not exist")
-    number = iteration or first_unfinished(folder)
+    number = first_unfinished(folder) if iteration is None else iteration
     if number < 1:
         raise ConfigError(f"iteration {number}: iterations count from 1")
     source, chosen = choose_source(folder, number, settings.iteration(number), teacher=teacher, layer=layer)
@@ -153,7 +153,7 @@ def choose_source(
             f"run iteration {number - 1} first, or give `teacher` and `layer`"
         )
     why = outcome.why if layer is None else f"given: layer {layer}"
-    chosen = layer or outcome.layer
+    chosen = outcome.layer if layer is None else layer
     return FeatureSource.of_layer(Path(outcome.checkpoint), outcome.sha256, chosen, settings.features), why
 
 
@@ -203,7 +203,6 @@ class Iteration:
             self.source,
             self.settings.features,
             self.settings.kmeans,
-            self.settings.train.seed,
             self.settings.data.resample,
         )
         # A pruned sample will do where the codebook is there; another codebook needs the frames again.
@@ -216,7 +215,7 @@ class Iteration:
         return self._codebook(self.features.shards(), self.features.key)
 
     def _codebook(self, shards: list[Path], features_key: str) -> KMeansStage:
-        return KMeansStage(self.home, shards, features_key, self.source, self.settings.kmeans, self.settings.train.seed)
+        return KMeansStage(self.home, shards, features_key, self.source, self.settings.kmeans)
 
     @cached_property
     def units(self) -> UnitsStage:
@@ -302,6 +301,7 @@ class Iteration:
             codebook_key=self.kmeans.codebook_key,
             checkpoint=self.best_checkpoint(),
             num_units=self.resolved.recipe.iteration(self.number + 1).kmeans.num_units,
+            quality=self.settings.quality,
             features=self.settings.features,
             resample=self.settings.data.resample,
         )
@@ -376,4 +376,6 @@ class Iteration:
         return [self._path(name) for name in names]
 
     def _extra_manifest(self, names: Sequence[str]) -> ManifestStage:
-        return ManifestStage(self.folder.root, self._paths(names), [], self.settings.data, split=False)
+        # Items and alignments name whole files, and know their speakers.
+        data = self.settings.data.model_copy(update={"max_segment_seconds": None, "speaker": "none"})
+        return ManifestStage(self.folder.root, self._paths(names), [], data, split=False)

@@ -173,9 +173,9 @@ def _states(training: Path) -> Iterator[Removal]:
 
 def _superseded(folder: RunFolder, current: set[Path]) -> Iterator[Removal]:
     """Give the stage folders that no iteration leads to and nothing points into."""
-    wanted = list(_references(folder.root.parent))
+    wanted = [reference.resolve() for reference in _references(folder.root.parent)]
     for path in stage_folders(folder):
-        if path in current or is_busy(path) or any(path in reference.parents for reference in wanted):
+        if path in current or is_busy(path) or any(path.resolve() in reference.parents for reference in wanted):
             continue
         yield Removal("old", path, folder_size(path), "of older settings; no finished iteration uses it")
 

@@ -98,7 +98,9 @@ def _change(remembered: Resolved, recipe: Recipe, wishes: Wishes) -> Resolved:
             f"data {str(data)!r}: expected a folder of audio, an archive or a manifest; it does not exist"
         )
     changes: dict[str, Any] = {"recipe": recipe, "data": str(data), "source": vars(source), "chosen": chosen}
-    return remembered.model_copy(update={**changes, "extend": wishes.extend})
+    changed = remembered.model_copy(update={**changes, "extend": wishes.extend})
+    changed.iteration.check_paths()
+    return changed
 
 
 def change_recipe(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:

@@ -76,6 +76,11 @@ def recording() -> pl.Expr:
     return pl.when(pl.col("offset").is_null()).then(pl.col("fileid")).otherwise(whole)
 
 
+def place() -> pl.Expr:
+    """Return the expression of the file that a row's audio is in: segments of one file have the same, whatever their ids."""
+    return pl.concat_str(pl.col("archive", "path").fill_null(""), separator="\x1f")
+
+
 # Checks -----------------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ and polars, on every machine.
 """
 
 import hashlib
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy.typing as npt
 import polars as pl
 
 from hubert.errors import ConfigError, DataError
-from hubert.rows import AnyRows, recording
+from hubert.rows import AnyRows, place
 from hubert.sizes import SAMPLE_RATE
 
 type Hashes = npt.NDArray[np.uint64]
@@ -82,7 +83,8 @@ def split_manifest[Rows: (pl.DataFrame, pl.LazyFrame)](
     Raises:
         DataError: validation would be more than half of the rows: there are too few files or speakers.
     """
-    group = pl.when(pl.col("speaker").is_null()).then("f\0" + recording()).otherwise("s\0" + pl.col("speaker"))
+    file = pl.when(pl.col("offset").is_null()).then("f\0" + pl.col("fileid")).otherwise("p\0" + place())
+    group = pl.when(pl.col("speaker").is_null()).then(file).otherwise("s\0" + pl.col("speaker"))
     hashes = _row_hashes(rows, group, purpose="split", seed=seed)
     held = hashes < validation_fraction * SPAN
     if held.sum() < min_validation_files and len(hashes) >= min_validation_files:
@@ -169,9 +171,9 @@ def _estimated_samples() -> pl.Expr:
 # Digests ----------------------------------------------------------------------------------------------------------
 
 
-def _content_hashes(rows: AnyRows) -> Hashes:
-    numbers = pl.col("size", "mtime_ns", "offset", "byte_offset", "num_samples").cast(pl.String).fill_null("")
-    return _row_hashes(rows, pl.concat_str("fileid", numbers, separator="\x1f"), purpose="content")
+def _content_hashes(rows: AnyRows, more: Sequence[str] = ()) -> Hashes:
+    values = pl.col("size", "mtime_ns", "offset", "byte_offset", "num_samples", *more).cast(pl.String).fill_null("")
+    return _row_hashes(rows, pl.concat_str("fileid", values, separator="\x1f"), purpose="content")
 
 
 def _mix(hashes: Hashes) -> Hashes:
@@ -185,18 +187,19 @@ def _digest(count: int, total: np.uint64, mixed: np.uint64) -> str:
     return hashlib.blake2b(f"{count} {total} {mixed}".encode(), digest_size=16).hexdigest()
 
 
-def manifest_digest(rows: AnyRows) -> str:
+def manifest_digest(rows: AnyRows, *more: str) -> str:
     """Return 32 hex digits that stand for the rows' fileid, size, mtime_ns, offset, byte_offset and num_samples.
 
-    Independent of the order of the rows, of paths and speakers, and of versions: the hashes of the rows are added up.
+    Independent of the order of the rows, of all other columns but those named in `more`, and of versions: the hashes of
+    the rows are added up.
     """
-    hashes = _content_hashes(rows)
+    hashes = _content_hashes(rows, more)
     return _digest(len(hashes), hashes.sum(dtype=np.uint64), _mix(hashes).sum(dtype=np.uint64))
 
 
-def shard_digests(rows: AnyRows, shards: list[tuple[int, int]]) -> list[str]:
+def shard_digests(rows: AnyRows, shards: list[tuple[int, int]], *more: str) -> list[str]:
     """Return `manifest_digest` of each shard, in one pass over all rows."""
-    hashes = _content_hashes(rows)
+    hashes = _content_hashes(rows, more)
     mixed = _mix(hashes)
     return [
         _digest(end - start, hashes[start:end].sum(dtype=np.uint64), mixed[start:end].sum(dtype=np.uint64))

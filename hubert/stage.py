@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import time
 from abc import ABC, abstractmethod
@@ -66,7 +67,7 @@ class Plan:
 
     specs: list[Spec]
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Return the hash that every receipt of this plan carries."""
         return digest(self.specs)
@@ -126,7 +127,7 @@ class Stage(ABC):
     @property
     def label(self) -> str:
         """The stage's name for people, such as `it2/units`."""
-        return f"{self.parent.name}/{self.name}" if self.parent.name.startswith("it") else self.name
+        return f"{self.parent.name}/{self.name}" if re.fullmatch(r"it\d+", self.parent.name) else self.name
 
     # What is done -----------------------------------------------------------------------------------------------
 
@@ -232,10 +233,11 @@ class Stage(ABC):
         """Do whatever is missing, in this process, with a progress bar in a terminal. Returns the figures."""
         if (done := self.done()) is None:
             with self.lock(wait_seconds=wait_seconds):
-                plan = self.plan()
-                for index in tqdm(self.missing(plan), desc=self.label, unit="shard", disable=None):
-                    self.run_shard(index, plan)
-                done = self.complete(plan)
+                if (done := self.done()) is None:  # else another process finished it while this one waited
+                    plan = self.plan()
+                    for index in tqdm(self.missing(plan), desc=self.label, unit="shard", disable=None):
+                        self.run_shard(index, plan)
+                    done = self.complete(plan)
         return dict(done["figures"])
 
     @contextmanager

@@ -110,6 +110,11 @@ class TrainStage(Stage):
             rows.append({**row, "num_layers": config["model"]["num_layers"]})
         return rows
 
+    def is_trained(self) -> bool:
+        """Say whether the steps are reached, and counted: the trainer writes its summary after the last checkpoint."""
+        summary = read_json(self.folder / "summary.json") or {"steps": 0}
+        return min(self.reached(), int(summary["steps"])) >= self.train.steps
+
     def outputs(self) -> list[Path]:
         """Return the files of the models. The log and the optimizer's states still change after the stage is done."""
         paths = (checkpoint.path for checkpoint in list_checkpoints(self.folder, _ignore))
@@ -190,7 +195,8 @@ def train_until_done(stage: TrainStage, on_event: OnEvent, *, max_restarts: int 
     """
     failures = 0
     shown = 0
-    while (reached := stage.reached()) < stage.train.steps or find_running(stage.folder):
+    while not stage.is_trained() or find_running(stage.folder):
+        reached = stage.reached()
         process = find_running(stage.folder)
         if process is None:
             process = launch(stage.job())
@@ -201,8 +207,10 @@ def train_until_done(stage: TrainStage, on_event: OnEvent, *, max_restarts: int 
                 if event.metrics is not None:
                     shown = int(event.metrics["step"])
                 on_event(event)
-            error = TransientError(f"the trainer in {stage.folder} ended before step {stage.train.steps}")
-            if stage.reached() >= stage.train.steps:
+            error = TransientError(
+                f"the trainer in {stage.folder} ended before step {stage.train.steps} or its summary"
+            )
+            if stage.is_trained():
                 return
         except KeyboardInterrupt:
             stop(process)

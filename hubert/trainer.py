@@ -249,14 +249,15 @@ class Trainer:
         self.folder.check_sometimes()
         if step % settings.log_interval == 0 or is_last:
             self._log_window()
-        if step % settings.checkpoint_interval == 0 or is_last or stopping:
+        scheduled = step % settings.checkpoint_interval == 0 or is_last
+        if scheduled or stopping:
             state = {
                 "identity": digest(self.job.identity),
                 "optimizer": self.optimizer.state_dict(),
                 "counters": asdict(self.counters),
                 "window": asdict(self.window),
             }
-            checkpoint = self.folder.save(step, self.model, state)
+            checkpoint = self.folder.save(step, self.model, state, interim=not scheduled)
             self.say(f"wrote {checkpoint.path.name}")
 
     def _log_window(self) -> None:

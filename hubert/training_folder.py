@@ -95,11 +95,11 @@ class TrainingFolder:
 
     # Checkpoints ------------------------------------------------------------------------------------------------
 
-    def save(self, step: int, model: Saveable, state: Mapping[str, Any]) -> Checkpoint:
-        """Write a checkpoint; the metrics up to it are on disk before it is."""
+    def save(self, step: int, model: Saveable, state: Mapping[str, Any], *, interim: bool) -> Checkpoint:
+        """Write a checkpoint; the metrics up to it are on disk before it is. `interim`: not one of the schedule."""
         with _explained(self.metrics):
             flush(self.metrics)
-        return write_checkpoint(self.path, step, model, state, before_rename=self.check)
+        return write_checkpoint(self.path, step, model, state, interim=interim, before_rename=self.check)
 
     def write_summary(self, figures: Mapping[str, Any]) -> None:
         """Write the figures of the finished training."""

@@ -31,12 +31,19 @@ UNITS_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
 
 
 def label(
-    rows: pl.DataFrame, extractor: FeatureExtractor, codebook: Codebook, *, batch_seconds: float, resample: bool
+    rows: pl.DataFrame,
+    extractor: FeatureExtractor,
+    codebook: Codebook,
+    *,
+    codebook_key: str,
+    batch_seconds: float,
+    resample: bool,
 ) -> pl.DataFrame:
     """Label all rows of a manifest.
 
     Returns:
-        `fileid, units, frame_rate, codebook` in the order of `rows`; (F,) units per file with F the number of frames.
+        `fileid, units, frame_rate, codebook` in the order of `rows`: (F,) units per file with F the number of frames,
+        and in `codebook` the `codebook_key`, which says what made them.
     """
     codebook.check_source(extractor.source)
     found: dict[int, np.ndarray] = {}
@@ -47,7 +54,7 @@ def label(
             "fileid": rows["fileid"],
             "units": pl.Series([found[index] for index in range(len(rows))], dtype=pl.List(pl.UInt16)),
             "frame_rate": pl.Series([codebook.frame_rate] * len(rows), dtype=pl.Int32),
-            "codebook": pl.Series([str(codebook.metadata.get("key", ""))] * len(rows), dtype=pl.String),
+            "codebook": pl.Series([codebook_key] * len(rows), dtype=pl.String),
         },
         schema=UNITS_SCHEMA,
     )
@@ -101,6 +108,7 @@ class UnitsStage(Stage):
             rows,
             FeatureExtractor(self.source),
             codebook,
+            codebook_key=self.codebook_key,
             batch_seconds=self.features.batch_seconds,
             resample=self.resample,
         )

@@ -2,11 +2,8 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from hubert.errors import TransientError
 from hubert.paths import PROJECT
@@ -14,6 +11,7 @@ from tasks.deployments import PREFECT_FILE
 from tasks.processes import epitaph, is_alive
 from tasks.service import PARTS, describe, down, locked, up
 from tasks.service_settings import Service, ServiceSettings, find_service
+from tasks.signals import deaf, interrupted_by
 
 WATCH_SECONDS = 1.0
 # A part that ends again sooner than this after its start is not started once more.
@@ -36,7 +34,7 @@ def hold(
     Raises:
         ConfigError, TransientError: as `up`; or a part kept ending, and the service has been stopped.
     """
-    with _interrupted_by(signal.SIGTERM, signal.SIGHUP):
+    with interrupted_by(signal.SIGTERM, signal.SIGHUP):
         try:
             service = up(settings, prefect_file=prefect_file, project=project)
         except KeyboardInterrupt:
@@ -52,7 +50,7 @@ def hold(
         except KeyboardInterrupt:
             say("Stopping.")
         finally:
-            with _deaf_to(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            with deaf():
                 stopped = down(settings)
             for run in stopped.runs:
                 say(f"This run was under way, and is marked as crashed: {run}")
@@ -79,32 +77,3 @@ def _keep_up(service: Service, prefect_file: Path, project: Path, say: Callable[
         service = up(settings, prefect_file=prefect_file, project=project)
         say(f"Up again: {', '.join(service.started)}.")
         since |= dict.fromkeys(service.started, time.monotonic())
-
-
-@contextmanager
-def _interrupted_by(*signals: signal.Signals) -> Iterator[None]:
-    """Treat signals as Ctrl-C, except those that are ignored (nohup)."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    with _handled({number: interrupt for number in signals if signal.getsignal(number) is not signal.SIG_IGN}):
-        yield
-
-
-@contextmanager
-def _deaf_to(*signals: signal.Signals) -> Iterator[None]:
-    """Ignore signals: a second Ctrl-C must not leave half of the service running."""
-    with _handled(dict.fromkeys(signals, signal.SIG_IGN)):
-        yield
-
-
-@contextmanager
-def _handled(handlers: Mapping[signal.Signals, Any]) -> Iterator[None]:
-    """Install signal handlers, and put the former ones back."""
-    former = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)

@@ -45,5 +45,5 @@ def connected(cluster: str) -> Iterator[Client]:
 def fit_codebook(stage: KMeansStage) -> Figures:
     """Run the k-means stage, by dask-ml unless the recipe asks for torch."""
     if stage.kmeans.backend == "dask":
-        stage = ShellKMeansStage(stage.parent, stage.shards, stage.features_key, stage.source, stage.kmeans, stage.seed)
+        stage = ShellKMeansStage(stage.parent, stage.shards, stage.features_key, stage.source, stage.kmeans)
     return stage.run()

@@ -4,7 +4,7 @@ Plain HTTP instead of Prefect's client: importing that takes longer than `hubert
 """
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -96,18 +96,26 @@ class PrefectApi:
             subflows = self.post("/flow_runs/filter", {"flow_runs": of_parents})
             runs += subflows
             parents = [run["id"] for run in subflows]
+        crashed = {"state": {"type": "CRASHED", "name": "Crashed", "message": message}, "force": True}
         for run in runs:
-            state = {"type": "CRASHED", "name": "Crashed", "message": message}
-            self.post(f"/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
+            self._crash_tasks(run["id"], crashed)
+            self.post(f"/flow_runs/{run['id']}/set_state", crashed)
         flows = self._flow_names({run["flow_id"] for run in runs})
         return [f"{run['name']} ({flows[run['flow_id']]})" for run in runs]
+
+    def _crash_tasks(self, flow_run: str, crashed: Mapping[str, Any]) -> None:
+        """Mark the task runs of a flow run that were under way as crashed; those that have ended stay as they are."""
+        under_way = {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}}
+        wanted = {"flow_runs": {"id": {"any_": [flow_run]}}, "task_runs": under_way}
+        for task in self.post("/task_runs/filter", wanted):
+            self.post(f"/task_runs/{task['id']}/set_state", crashed)
 
     def _flow_names(self, ids: set[str]) -> dict[str, str]:
         """Return the names of flows by their ids."""
         found = self.post("/flows/filter", {"flows": {"id": {"any_": sorted(ids)}}}) if ids else []
         return {flow["id"]: flow["name"] for flow in found}
 
-    def post(self, path: str, content: dict[str, Any], *, accepted: Collection[int] = ()) -> Any:
+    def post(self, path: str, content: Mapping[str, Any], *, accepted: Collection[int] = ()) -> Any:
         """Send a request; for a while again if the server is busy (SQLite's lock is held: it answers 503)."""
         deadline = time.monotonic() + BUSY_SECONDS
         while True:

@@ -16,7 +16,10 @@ from prefect.plugins import HookContext, SetupResult, register_hook
 from tasks.service_settings import environment, find_service
 
 DEFAULT_DEPLOYMENT = "local"
-SUPPLIED = ("PREFECT_API_URL", "PREFECT_UI_URL", "MLFLOW_TRACKING_URI", "NO_PROXY", "no_proxy")
+SUPPLIED = (
+    *("PREFECT_API_URL", "PREFECT_UI_URL", "MLFLOW_TRACKING_URI", "NO_PROXY", "no_proxy"),
+    *("DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY"),
+)
 
 
 @register_hook

@@ -1,7 +1,9 @@
 """The iteration's page, and the one of the whole run: `hubert.report`, linked from the Prefect run and from MLflow."""
 
+import os
+
 from prefect import get_run_logger, task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact
 
 from hubert.paths import RunFolder
 from hubert.pipeline import Iteration
@@ -10,7 +12,7 @@ from tasks.markdown import pairs
 from tasks.stage import cached, run_stage
 
 SUMMARY = "report of the run"
-LOGGED = "logged"  # marks a report whose figures MLflow has
+LOGGED = "logged"  # names the MLflow server that has a report's figures
 
 
 def run(iteration: Iteration) -> None:
@@ -21,12 +23,14 @@ def run(iteration: Iteration) -> None:
         stage,
         lambda figures: pairs({name: value for name, value in figures.items() if not isinstance(value, dict | list)}),
     )
-    if was_done and (stage.folder / LOGGED).exists():
+    server = os.environ.get("MLFLOW_TRACKING_URI", "")
+    logged = stage.folder / LOGGED
+    if not server or (was_done and logged.exists() and logged.read_text() == server):
         return
     from tasks.tracking import log_evaluation  # as in tasks/train.py
 
     if log_evaluation(iteration):
-        (stage.folder / LOGGED).touch()
+        logged.write_text(server)
     else:
         get_run_logger().warning("MLflow does not answer; run this again when it does, and it gets all that it misses")
 
@@ -45,6 +49,9 @@ def summarise(run: str) -> str:
 def write_summary(label: str, folder: RunFolder) -> None:  # noqa: ARG001  (`label` names the run)
     """Write the page of the whole run, and show its table."""
     path, text = summarise_run(folder)
-    create_markdown_artifact(f"```\n{text}\n```", key="comparison", description="MFCC and all iterations, side by side")
-    create_link_artifact(path.as_uri(), key="report", link_text="report of the run")
+    create_markdown_artifact(
+        f"```\n{text}\n```\n\nreport: `{path}`",  # as text: browsers follow no link from a server's page to a file
+        key="comparison",
+        description="MFCC and all iterations, side by side",
+    )
     get_run_logger().info("%s", text)

@@ -39,12 +39,10 @@ from tasks.service_settings import (
     record_file,
     service_folder,
 )
+from tasks.signals import deaf
 
 PREFECT, MLFLOW, WORKER = PARTS = ("Prefect server", "MLflow server", "worker")
 HEALTH_SECONDS = 10.0
-WATCH_SECONDS = 1.0
-# In the foreground: a process that ends again sooner than this after its start is not started once more.
-RESTART_SECONDS = 60.0
 
 Health = Literal["answers", "runs", "does not answer", "ended", "not started"]
 
@@ -130,9 +128,10 @@ def _start_missing(
             wait_for(checks, list(parts.values()), settings.start_seconds)
             check_registered(prefect_file, registering, api.deployments())
     except BaseException:
-        stop_processes(started, settings.stop_seconds)
-        if not running:
-            record_file(settings.folder).unlink(missing_ok=True)
+        with deaf():
+            stop_processes(started, settings.stop_seconds)
+            if not running:
+                record_file(settings.folder).unlink(missing_ok=True)
         raise
     enable_plugins(settings.profiles, settings.folder)
     return Service(settings=settings, processes=parts, started=tuple(missing))

@@ -9,6 +9,7 @@
 
 import ipaddress
 import os
+import platform
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -28,7 +29,8 @@ def service_folder() -> Path:
 
 def profiles_file() -> Path:
     """Return the file in which Prefect keeps this user's settings."""
-    return Path.home() / ".prefect" / "profiles.toml"
+    home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect")
+    return Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml").expanduser()
 
 
 class ServiceSettings(BaseModel):
@@ -75,8 +77,14 @@ class ServiceSettings(BaseModel):
         """Check the addresses before anything is started.
 
         Raises:
-            ConfigError: the host is not an IPv4 loopback address, or both servers have one port.
+            ConfigError: the host is not an IPv4 loopback address, both servers have one port, or the folder's path cannot
+                stand in a database's address.
         """
+        if set("%?") & set(str(self.folder)):
+            raise ConfigError(
+                f"the service's folder {self.folder} has % or ? in its path, which the servers' databases cannot be "
+                "addressed with; choose another one with --folder or HUBERT_SERVICE"
+            )
         if self.prefect_port == self.mlflow_port:
             raise ConfigError(f"prefect_port and mlflow_port are both {self.mlflow_port}: choose different ones")
         try:
@@ -97,6 +105,7 @@ class Service(BaseModel):
 
     settings: ServiceSettings
     processes: dict[str, ProcessRecord] = {}
+    host_name: str = Field(default_factory=platform.node, description="the machine that the processes run on")
     started: tuple[str, ...] = Field(
         default=(), exclude=True, description="the processes that this call of `up` started"
     )
@@ -116,20 +125,28 @@ def find_service(folder: Path | None = None) -> Service | None:
 
     Its processes may have ended since: `tasks.service.status` says.
 
+    A file that was copied here with its folder is another service's, and counts as none.
+
     Raises:
-        ConfigError: the file was written by another version of this project.
+        ConfigError: the file was written by another version of this project, or on another machine.
     """
     path = record_file(folder or service_folder())
     content = read_json(path)
     if content is None:
         return None
     try:
-        return Service.model_validate(content)
+        service = Service.model_validate(content)
     except ValidationError as error:
         raise ConfigError(
             f"{path} is not what this version of the project writes ({error}). Stop that service with the version that "
             "started it, or remove the file if nothing of it runs."
         ) from error
+    if service.host_name != platform.node():
+        raise ConfigError(
+            f"{path}: the service of this folder was started on {service.host_name}, and this is {platform.node()}. Use it or "
+            "stop it there, choose another folder (HUBERT_SERVICE), or remove the file if that machine is gone."
+        )
+    return service if service.settings.folder == path.parent else None
 
 
 def environment(settings: ServiceSettings) -> dict[str, str]:

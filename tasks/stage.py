@@ -91,7 +91,7 @@ def publish(stage: Stage, markdown: str) -> None:
     """Show a stage's figures on the run's page."""
     create_markdown_artifact(
         f"**{stage.label}**\n\n{markdown}\n\n`{stage.folder}`",
-        key=f"{stage.parent.name}-{stage.name}".lower().replace("_", "-").replace(".", "-"),
+        key=stage.label.replace("/", "-"),  # Prefect takes lower-case letters, digits and dashes: no name of a run
         description=f"{stage.label}: key figures",
     )
 

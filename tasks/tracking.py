@@ -8,12 +8,13 @@ nothing but a later catch-up, and a resumed training never writes a point twice.
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from requests.exceptions import RequestException
@@ -54,6 +55,8 @@ class Tracker:
         if self._ids is None:
             client = self.client
             experiment = client.get_experiment_by_name(self.run_name)
+            if experiment is not None and experiment.lifecycle_stage == LifecycleStage.DELETED:
+                client.restore_experiment(experiment.experiment_id)  # a deleted one takes no values, and keeps its name
             experiment_id = experiment.experiment_id if experiment else client.create_experiment(self.run_name)
             found = client.search_runs([experiment_id], f"tags.training_key = '{self.stage.key}'", max_results=1)
             if found:
@@ -61,6 +64,7 @@ class Tracker:
             else:
                 tags = {"training_key": self.stage.key, "folder": str(self.stage.folder), **self.tags}
                 run_id = client.create_run(experiment_id, run_name=self.stage.label, tags=tags).info.run_id
+            if not found or not found[0].data.params:  # MLflow may have gone away between the two requests
                 params = [Param(name, str(value)[:500]) for name, value in self.parameters.items()]
                 client.log_batch(run_id, params=params)
             self._ids = experiment_id, run_id
@@ -122,17 +126,21 @@ class Tracker:
                 tags={"checkpoint_path": row["path"], "sha256": row["sha256"], **self.tags},
             )
             model_id = model.model_id
-        has = {metric.key for metric in self.client.get_logged_model(model_id).metrics or []}
-        new = {name: value for name, value in metrics.items() if name not in has}
+        has = {metric.key: metric.value for metric in self.client.get_logged_model(model_id).metrics or []}
+        new = {name: value for name, value in metrics.items() if has.get(name) != value}
         if new:
             mlflow.log_metrics(new, step=row["step"], run_id=run_id, model_id=model_id)
 
-    def log_scores(self, scores: Mapping[str, float], tags: Mapping[str, str], artifacts: list[Path]) -> bool:
-        """Log the iteration's final figures, tags and report to the MLflow run."""
+    def log_scores(
+        self, scores: Mapping[str, float], tags: Mapping[str, str], artifacts: list[Path], *, step: int
+    ) -> bool:
+        """Log the iteration's final figures, tags and report to the MLflow run; `step` is the chosen checkpoint's."""
         try:
             _, run_id = self.ids()
             has = self.client.get_run(run_id).data.metrics
-            new = [Metric(name, value, 0, 0) for name, value in scores.items() if has.get(name) != value]
+            # Of points with equal step and time MLflow shows the largest, so a later, lower score needs a later time.
+            now = int(1000 * time.time())
+            new = [Metric(name, value, now, step) for name, value in scores.items() if has.get(name) != value]
             self.client.log_batch(run_id, metrics=new, tags=[RunTag(name, value) for name, value in tags.items()])
             for path in artifacts:
                 self.client.log_artifact(run_id, str(path))
@@ -198,7 +206,7 @@ def log_evaluation(iteration: Iteration) -> bool:
     return (
         tracker.mirror()
         and tracker.log_checkpoints(rows)
-        and tracker.log_scores(scores, tags, [iteration.report.folder / "report.html"])
+        and tracker.log_scores(scores, tags, [iteration.report.folder / "report.html"], step=outcome.step)
     )
 
 

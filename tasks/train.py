@@ -17,7 +17,7 @@ from hubert.pipeline import Iteration
 from hubert.stage import Figures
 from hubert.train import TrainStage, train_until_done
 from tasks.markdown import cell, pairs
-from tasks.stage import RETRIES, cached, publish
+from tasks.stage import cached, publish
 
 if TYPE_CHECKING:
     from tasks.tracking import Tracker
@@ -66,16 +66,18 @@ class Follower:
             self.logger.warning("MLflow does not answer; the training goes on, and its losses are sent later")
 
 
-@task(task_run_name="{label}", **RETRIES)
+@task(
+    task_run_name="{label}"
+)  # no retries of Prefect's: `train_until_done` starts the trainer again, and says how often
 def follow_training(label: str, iteration: Iteration) -> Figures:  # noqa: ARG001  (`label` names the run)
     """Train until the steps are reached: adopt the live trainer of the folder, or start one, and follow it."""
     from tasks.tracking import tracker_of  # MLflow takes seconds to import: not for a finished run
 
     stage, tracker = iteration.train, tracker_of(iteration)
     follower = Follower(stage, tracker)
-    if tracker is not None and (url := tracker.url()):
-        create_link_artifact(url, key=f"it{iteration.number}-mlflow", link_text="losses in MLflow")
     with stage.lock(say=follower.logger.info):
+        if tracker is not None and (url := tracker.url()):  # in the lock: it makes the MLflow run, which must be one
+            create_link_artifact(url, key=f"it{iteration.number}-mlflow", link_text="losses in MLflow")
         plan = stage.plan()
         train_until_done(stage, follower)
         stage.run_shard(0, plan)

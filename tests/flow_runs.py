@@ -46,12 +46,12 @@ def kill_flow_when(
     *,
     victim: Callable[[subprocess.Popen], list[int]] = lambda process: [process.pid],
 ) -> bool:
-    """Start a flow, `kill -9` the victim as soon as the condition holds; False if the flow ended before."""
+    """Start a flow, `kill -9` the victim as soon as the condition holds and it lives; False if the flow ended before."""
     process = start_flow(flow, parameters, environment, log)
     try:
         while process.poll() is None:
-            if condition():
-                for pid in victim(process):
+            if condition() and (pids := victim(process)):
+                for pid in pids:
                     os.kill(pid, signal.SIGKILL)
                 process.wait(600)
                 return True

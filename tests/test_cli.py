@@ -122,7 +122,7 @@ def test_a_stage_that_the_recipe_gives_nothing_to_do_says_which_setting_is_missi
 
 def test_torch_does_not_fill_in_for_dask_silently(tmp_path):
     """The stage's key says which of the two made the codebook."""
-    stage = KMeansStage(tmp_path, [], "0", FeatureSource(), KMeansSettings(), seed=0)
+    stage = KMeansStage(tmp_path, [], "0", FeatureSource(), KMeansSettings())
     with pytest.raises(ConfigError, match=r"kmeans\.backend=torch"):
         cli.fit_here(stage)
     assert not list(tmp_path.iterdir())
@@ -134,9 +134,7 @@ def test_the_console_script_fits_with_dask_and_gets_the_codebook_of_torch(finish
     iteration = Resolved.load(RunFolder.of(finished[0]).settings(1)).iteration
     by_torch = iteration.kmeans
     settings = by_torch.kmeans.model_copy(update={"backend": "dask"})
-    by_dask = KMeansStage(
-        by_torch.parent, by_torch.shards, by_torch.features_key, by_torch.source, settings, by_torch.seed
-    )
+    by_dask = KMeansStage(by_torch.parent, by_torch.shards, by_torch.features_key, by_torch.source, settings)
     assert by_dask.folder != by_torch.folder
     fit_codebook(by_dask)
     first, second = (Codebook.load(stage.path).centroids for stage in (by_torch, by_dask))

@@ -134,7 +134,7 @@ def test_a_flow_that_is_killed_while_it_trains_goes_on_and_ends_like_an_undistur
     killed = {**parameters, "run": str(run), "iteration": 1}
     log = corpus.parent / "killed.log"
     at_work = lambda: bool([*run.glob("it1/train-*/step-00000004")])  # noqa: E731
-    kill_flow_when(at_work, ITERATION, killed, environment, log)
+    assert kill_flow_when(at_work, ITERATION, killed, environment, log)
     run_flow(ITERATION, killed, environment, log)
     assert_equal_runs(run, finished)
 
