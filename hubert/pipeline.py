@@ -101,8 +101,7 @@ def resolve(
     if not data or not location.exists():
         raise ConfigError(f"data {data!r}: expected a folder of audio, an archive or a manifest; it does not exist")
     number = first_unfinished(folder) if iteration is None else iteration
-    if number < 1:
-        raise ConfigError(f"iteration {number}: iterations count from 1")
+    check_number(number)
     source, chosen = choose_source(folder, number, settings.iteration(number), teacher=teacher, layer=layer)
     resolved = Resolved(
         run=str(folder.root),
@@ -116,6 +115,16 @@ def resolve(
     )
     resolved.iteration.check_paths()
     return resolved
+
+
+def check_number(number: int) -> None:
+    """Refuse an iteration below 1.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if number < 1:
+        raise ConfigError(f"iteration {number}: iterations count from 1")
 
 
 def first_unfinished(folder: RunFolder) -> int:

@@ -15,7 +15,7 @@ from hubert.demo import build_demo_corpus
 from hubert.errors import ConfigError
 from hubert.features import FeatureSource
 from hubert.paths import RunFolder, demo_corpus_folder, find_recipe
-from hubert.pipeline import Resolved, resolve
+from hubert.pipeline import Resolved, check_number, resolve
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ def settle(wishes: Wishes) -> Resolved:
     folder = RunFolder.of(wishes.run)
     begun = [number for number in folder.iterations() if folder.settings(number).exists()]
     number = max(begun, default=1) if wishes.iteration is None else wishes.iteration
+    check_number(number)
     before = [other for other in begun if other <= number]
     remembered = Resolved.load(folder.settings(max(before))) if before else None
     if remembered is not None and remembered.number == number and wishes.change_nothing:

@@ -213,6 +213,32 @@ def test_a_wrong_override_names_the_field_and_changes_nothing(material, tmp_path
     assert settle(Wishes(str(tmp_path / "run"))) == first
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(("--layer", 0, "--iteration", 2), "layers 1 to 2"), (("--iteration", 0), "count from 1")],
+)
+def test_zero_is_a_wrong_number_and_not_a_missing_one(finished, words, message):
+    code, _, error = hubert("features", finished[0], *words)
+    assert code == 2
+    assert message in error
+    assert not RunFolder.of(finished[0]).settings(2).exists()
+
+
+def test_a_changed_item_file_that_does_not_exist_is_refused_and_not_remembered(material, tmp_path):
+    first = settle(wishes(material, tmp_path / "run"))
+    code, _, error = hubert("abx", tmp_path / "run", "--set", "abx.item=typo.item")
+    assert code == 2
+    assert "typo.item" in error
+    assert settle(Wishes(str(tmp_path / "run"))) == first
+
+
+def test_a_place_that_cannot_be_written_is_one_line_and_worth_another_try(material, tmp_path):
+    (tmp_path / "file").touch()
+    code, _, error = hubert("manifest", f"{tmp_path}/file/run", "--recipe", material[1], "--data", material[0])
+    assert (code, "Traceback" in error) == (75, False)
+    assert str(tmp_path / "file") in error
+
+
 # Help and errors --------------------------------------------------------------------------------------------------
 
 

@@ -206,6 +206,17 @@ def test_a_killed_trainer_is_started_again_and_more_steps_continue_it_only_when_
     assert stage_of(tmp_path, table, 40).done() is not None  # the longer one holds it
 
 
+def test_a_training_that_was_killed_before_its_summary_writes_it_at_the_next_start(tmp_path, table):
+    stage = stage_of(tmp_path, table, 4)
+    figures = stage.run()
+    for name in ("summary.json", "done.json", "receipts/00000.json"):
+        (stage.folder / name).unlink()
+    assert not stage.is_trained()
+    again = stage_of(tmp_path, table, 4).run()
+    assert again["checkpoints"] == figures["checkpoints"]
+    assert again["steps"] == 4
+
+
 def test_a_trainer_that_keeps_failing_is_given_up_with_its_error(tmp_path, table):
     """A folder that cannot be locked: the trainer ends as transient, and no checkpoint is made."""
     stage = stage_of(tmp_path, table, 4)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -208,6 +209,25 @@ def test_a_record_of_another_version_is_an_error_that_says_what_to_do(tmp_path):
         find_service(tmp_path)
 
 
+def test_a_copied_folder_is_not_the_service_of_the_folder_it_was_copied_from(tmp_path):
+    Service(settings=ServiceSettings(folder=tmp_path / "old")).write()
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    assert find_service(tmp_path / "old") is not None
+    assert find_service(tmp_path / "new") is None
+
+
+def test_a_service_of_another_machine_is_neither_used_nor_stopped_here(tmp_path):
+    Service(settings=ServiceSettings(folder=tmp_path), host_name="login1").write()
+    with pytest.raises(ConfigError, match="started on login1"):
+        down(ServiceSettings(folder=tmp_path))
+
+
+def test_a_folder_that_no_database_can_be_addressed_in_is_refused_before_anything_starts(tmp_path):
+    with pytest.raises(ConfigError, match="%"):
+        up(ServiceSettings(folder=tmp_path / "100%"))
+    assert not (tmp_path / "100%").exists()
+
+
 def test_a_proxy_of_the_user_is_not_asked_for_the_service(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "example.org")
     assert environment(ServiceSettings())["NO_PROXY"] == "example.org,127.0.0.1"
@@ -285,3 +305,6 @@ def test_in_the_foreground_a_killed_server_is_started_again_and_ctrl_c_stops_all
     assert "(inner)" in said
     with sqlite3.connect(settings.folder / "prefect" / "prefect.db") as database:
         assert database.execute("select distinct state_type from flow_run").fetchall() == [("CRASHED",)]
+        tasks = dict(database.execute("select name, state_type from task_run").fetchall())
+    assert any(name.startswith("wait") for name in tasks)
+    assert set(tasks.values()) == {"CRASHED"}

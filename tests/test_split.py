@@ -118,6 +118,15 @@ def test_all_segments_of_a_file_are_on_one_side() -> None:
     assert not set(train["path"]) & set(validation["path"])
 
 
+def test_all_segments_of_a_file_are_on_one_side_whatever_a_manifest_calls_them() -> None:
+    """As Kaldi's segments: ids of their own, several of one recording."""
+    rows = cut_segments(build_rows(500), 1.0).collect()
+    names = [f"utt{number:05}" for number in np.random.default_rng(0).permutation(rows.height)]
+    train, validation = split_manifest(rows.with_columns(fileid=pl.Series(names)), validation_fraction=0.2)
+    assert validation.height > 100
+    assert not set(train["path"]) & set(validation["path"])
+
+
 def test_another_seed_holds_out_other_files() -> None:
     rows = build_rows(5_000)
     sides = [fileids(split_manifest(rows, validation_fraction=0.1, seed=seed)[1]) for seed in (0, 1)]

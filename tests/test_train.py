@@ -161,6 +161,9 @@ def test_a_stop_between_two_log_lines_leaves_no_gap(tmp_path, table, undisturbed
     assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [10, 13]
     assert train(job) is Exit.FINISHED
     assert_same_training(tmp_path, undisturbed)
+    # The interim checkpoint is gone: it must not take part in the choice, where an undisturbed training has none.
+    steps = [checkpoint.step for checkpoint in list_checkpoints(tmp_path)]
+    assert steps == [checkpoint.step for checkpoint in list_checkpoints(undisturbed)] == [10, 20]
 
 
 def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(tmp_path, table, undisturbed, capsys):

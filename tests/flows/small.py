@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from prefect import flow
+from prefect import flow, task
 
 
 @flow(name="small")
@@ -21,7 +21,13 @@ def small(answer: str, number: int = 1) -> None:
 def inner(answer: str) -> None:
     """Start a process that outlives this one unless it is stopped, and wait."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
-    Path(f"{answer}.part").write_text(json.dumps([os.getpid(), child.pid]))
+    wait(answer, [os.getpid(), child.pid])
+
+
+@task(name="wait")
+def wait(answer: str, pids: list[int]) -> None:
+    """Say which processes there are, in a task that does not end."""
+    Path(f"{answer}.part").write_text(json.dumps(pids))
     Path(f"{answer}.part").rename(answer)
     time.sleep(600)
 
