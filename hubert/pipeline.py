@@ -17,6 +17,7 @@ from typing import Any
 
 import tomli_w
 
+from hubert.chunks import ChunkRule
 from hubert.config import IterationSettings, Recipe, Section, read_recipe
 from hubert.errors import ConfigError
 from hubert.evaluation import ABXStage, QualityStage
@@ -216,7 +217,9 @@ class Iteration:
         return self._codebook(self.features.shards(), self.features.key)
 
     def _codebook(self, shards: list[Path], features_key: str) -> KMeansStage:
-        return KMeansStage(self.home, shards, features_key, self.source, self.settings.kmeans, self.settings.train.seed)
+        chunks = ChunkRule.of(self.settings.features)
+        seed = self.settings.train.seed
+        return KMeansStage(self.home, shards, features_key, self.source, self.settings.kmeans, seed, chunks)
 
     @cached_property
     def units(self) -> UnitsStage:
