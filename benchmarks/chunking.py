@@ -1,10 +1,12 @@
 """What cutting long files does to units, and how much memory extraction takes.
 
     python benchmarks/chunking.py units CHECKPOINT --layer 2 --audio FOLDER [--minutes 5] [--files 3]
+    python benchmarks/chunking.py causes CHECKPOINT --layer 2 --audio FOLDER [--minutes 3] [--files 1]
     python benchmarks/chunking.py memory --size tiny [--minutes 10 60] [--normalize]
 
 `units` joins short recordings of speech to long files, labels them whole and in chunks with one codebook (k-means of the
-short recordings), and prints how many frames get the same unit. `memory` prints the peak memory of a process that
+short recordings), and prints how many frames get the same unit. `causes` cuts only the convolutions, whose statistics
+(group norm) are then those of the chunk, or only the attention. `memory` prints the peak memory of a process that
 extracts the last layer of a random model from noise and writes it, as the features stage does.
 """
 
@@ -29,7 +31,7 @@ from hubert.config import FeatureSettings, KMeansSettings
 from hubert.features import FeatureExtractor, FeatureSource, FeaturesStage
 from hubert.kmeans import Codebook, choose_seeds, torch_lloyd
 from hubert.rows import SCHEMA
-from hubert.sizes import FRAME_RATE, SAMPLE_RATE, build_config
+from hubert.sizes import FRAME_RATE, HOP, SAMPLE_RATE, build_config, num_frames
 
 WHOLE = 1e9  # seconds
 
@@ -60,11 +62,7 @@ def compare_units(args: argparse.Namespace) -> None:
         folder = Path(name)
         parts = join_recordings(args.audio, folder, minutes=args.minutes, num_files=args.files)
         files = sorted(folder.glob("*.wav"))
-        extractor = FeatureExtractor(source)
-        single = [[extractor([torch.from_numpy(one)])[0] for one in mine] for mine in parts]
-        frames = torch.cat([features for mine in single for features in mine])
-        seeds = choose_seeds(frames[:: 1 + len(frames) // 20_000], args.units, seed=0)
-        codebook = Codebook(torch_lloyd(lambda: frames.split(1 << 16), seeds, max_iterations=50, tolerance=1e-4)[0], {})
+        single, codebook = label_recordings(source, parts, args.units)
         whole = [codebook.assign(extract_file(source, path, ChunkRule(WHOLE, 0))) for path in files]
 
         print(f"{len(files)} files of {args.minutes} minutes, {sum(map(len, whole)):,} frames, {args.units} units\n")
@@ -84,6 +82,65 @@ def compare_units(args: argparse.Namespace) -> None:
                 f"| {length} | {context:g} s | {100 * float(same.float().mean()):.2f} % | {close} | {100 * alone:.2f} % |",
                 flush=True,
             )
+
+
+def label_recordings(
+    source: FeatureSource, parts: list[list[np.ndarray]], num_units: int
+) -> tuple[list[list[Tensor]], Codebook]:
+    """Return the features of each recording alone, and a codebook of all of them."""
+    extractor = FeatureExtractor(source)
+    single = [[extractor([torch.from_numpy(one)])[0] for one in mine] for mine in parts]
+    frames = torch.cat([features for mine in single for features in mine])
+    seeds = choose_seeds(frames[:: 1 + len(frames) // 20_000], num_units, seed=0)
+    centroids, _ = torch_lloyd(lambda: frames.split(1 << 16), seeds, max_iterations=50, tolerance=1e-4)
+    return single, Codebook(centroids, {})
+
+
+@torch.inference_mode()
+def compare_causes(args: argparse.Namespace) -> None:
+    """Print the agreement with the whole file where only one part of the model sees chunks."""
+    source = FeatureSource(str(args.checkpoint), "benchmark", args.layer)
+    model = HuBERT.from_pretrained(args.checkpoint)
+    print("| chunk | sees chunks | same unit | same unit as in the recording alone |\n|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as name:
+        parts = join_recordings(args.audio, Path(name), minutes=args.minutes, num_files=args.files)
+        single, codebook = label_recordings(source, parts, args.units)
+        waveforms = [torch.from_numpy(np.concatenate(mine)) for mine in parts]
+    whole = [model.extract(waveform[None])[0] for waveform in waveforms]
+    reference = [codebook.assign(run_layers(model, features, args.layer)) for features in whole]
+
+    def report(chunk: str, cause: str, units: list[Tensor]) -> None:
+        same = torch.cat([a == b for a, b in zip(units, reference, strict=True)]).float().mean()
+        alone = agreement_with_parts(units, parts, single, codebook)
+        print(f"| {chunk} | {cause} | {100 * float(same):.1f} % | {100 * alone:.1f} % |", flush=True)
+
+    report("whole file", "nothing", reference)
+    for seconds in args.seconds:
+        convolutions, attention = [], []
+        for waveform, features in zip(waveforms, whole, strict=True):
+            chunks = ChunkRule(seconds, 2).chunks(len(waveform))
+            spans = [slice(chunk.start, chunk.start + chunk.num_samples) for chunk in chunks]
+            kept = [slice(chunk.skip, chunk.skip + chunk.num_frames) for chunk in chunks]
+            cut = [model.extract(waveform[None, span])[0][:, keep] for span, keep in zip(spans, kept, strict=True)]
+            convolutions.append(codebook.assign(run_layers(model, torch.cat(cut, 1), args.layer)))
+            frames = [
+                slice(span.start // HOP, span.start // HOP + num_frames(span.stop - span.start)) for span in spans
+            ]
+            layers = [run_layers(model, features[:, span], args.layer) for span in frames]
+            attention.append(
+                codebook.assign(torch.cat([layer[keep] for layer, keep in zip(layers, kept, strict=True)]))
+            )
+        report(f"{seconds:g} s", "convolutions", convolutions)
+        report(f"{seconds:g} s", "attention", attention)
+
+
+def run_layers(model: HuBERT, features: Tensor, num_layers: int) -> Tensor:
+    """Return the output (F, D) of layer `num_layers` for the convolutions' output (1, F, C)."""
+    x, _ = model._project(features, None)  # noqa: SLF001  (to cut between the parts of the model)
+    x = model.transformer.embed(x)
+    for layer in model.transformer.layers[:num_layers]:
+        x, _ = layer(x)
+    return x[0]
 
 
 def near_cuts(num_frames: int, path: Path, rule: ChunkRule) -> Tensor:
@@ -153,22 +210,23 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    units = commands.add_parser("units")
-    units.add_argument("checkpoint", type=Path)
-    units.add_argument("--layer", type=int, required=True)
-    units.add_argument("--audio", type=Path, required=True)
-    units.add_argument("--minutes", type=float, default=5)
-    units.add_argument("--files", type=int, default=3)
-    units.add_argument("--units", type=int, default=100)
-    units.add_argument("--seconds", type=float, nargs="+", default=[100, 30])
-    units.add_argument("--contexts", type=float, nargs="+", default=[0, 1.28, 2, 5])
+    for name, minutes, files in (("units", 5, 3), ("causes", 3, 1)):
+        units = commands.add_parser(name)
+        units.add_argument("checkpoint", type=Path)
+        units.add_argument("--layer", type=int, required=True)
+        units.add_argument("--audio", type=Path, required=True)
+        units.add_argument("--minutes", type=float, default=minutes)
+        units.add_argument("--files", type=int, default=files)
+        units.add_argument("--units", type=int, default=100)
+        units.add_argument("--seconds", type=float, nargs="+", default=[100, 30])
+        units.add_argument("--contexts", type=float, nargs="+", default=[0, 1.28, 2, 5])
     for name in ("memory", "child"):
         memory = commands.add_parser(name)
         memory.add_argument("--size", default="tiny")
         memory.add_argument("--minutes", type=float, nargs="+", default=[10, 60])
         memory.add_argument("--normalize", action="store_true")
     args = parser.parse_args()
-    {"units": compare_units, "memory": measure_memory, "child": run_child}[args.command](args)
+    {"units": compare_units, "causes": compare_causes, "memory": measure_memory, "child": run_child}[args.command](args)
 
 
 if __name__ == "__main__":

@@ -25,10 +25,9 @@ from torch import Tensor
 
 from hubert.audio import BLOCK, AudioRef, read_spans
 from hubert.config import FeatureSettings
+from hubert.encoder import EPS
 from hubert.rows import AnyRows
 from hubert.sizes import FRAME_RATE, HOP, RECEPTIVE_FIELD, SAMPLE_RATE
-
-EPS = 1e-5  # of normalising a waveform, as in `hubert.inputs`
 
 
 class Chunk(NamedTuple):
