@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -126,6 +127,29 @@ def read_alignments(path: Path, fileids: Iterable[str] | None = None, *, tier: s
     alignments = Alignments(frame, num_unmatched)
     _check_overlaps(path, alignments.frame)
     return alignments
+
+
+class Place(NamedTuple):
+    """Where a row's phones are: under which name, from which sample on (None: the row is all that the name stands for)."""
+
+    name: str
+    offset: int | None
+    num_samples: int
+
+
+def aligned_rows(rows: pl.DataFrame, alignments: Alignments) -> pl.Series:
+    """Say of each row whether it, or the recording that it is a segment of, has an alignment."""
+    names = rows.select("fileid", "recording").iter_rows()
+    return pl.Series([fileid in alignments or whole in alignments for fileid, whole in names], dtype=pl.Boolean)
+
+
+def places(rows: pl.DataFrame, alignments: Alignments) -> list[Place]:
+    """Return where the phones of each aligned row are: under its own fileid, else in those of its recording."""
+    columns = rows.select("fileid", "recording", "offset", "num_samples").iter_rows()
+    return [
+        Place(fileid, None, num_samples) if fileid in alignments else Place(whole, offset, num_samples)
+        for fileid, whole, offset, num_samples in columns
+    ]
 
 
 def _read_frame(path: Path, tier: str) -> pl.DataFrame:

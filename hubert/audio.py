@@ -6,10 +6,12 @@ files of another rate, so that nothing downstream needs to know what a file was.
 Seeking is exact in wav and flac. In Ogg files libsndfile at times lands a block beside the target (its issue 885), and
 an MP3 decoder needs the frames before. So MP3 is decoded from 30 s before the crop, and Ogg (Vorbis, Opus) from the
 start of the file: right, but slow for crops of files that last hours, which are better converted to flac.
+`read_spans` reads all of a long file, piece by piece, and decodes each sample once, whatever the format.
 """
 
 import math
 import re
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -27,6 +29,7 @@ __all__ = [
     "AudioRef",
     "converted_length",
     "inspect_audio",
+    "read_spans",
     "read_waveform",
 ]
 
@@ -83,15 +86,40 @@ def read_waveform(
         raise ValueError(
             f"crop [{start}, {start + count}) is not within the {ref.num_samples} samples of {ref.fileid!r}"
         )
+    (waveform,) = read_spans(ref, [(start, count)], resample=resample)
+    return waveform
+
+
+def read_spans(ref: AudioRef, spans: Iterable[tuple[int, int]], *, resample: bool = False) -> Iterator[torch.Tensor]:
+    """Decode spans (start, num_samples) of a file or segment in one pass; each equals what `read_waveform` gives.
+
+    Neither start nor end of a span may lie before that of the span before it; spans may overlap. The file is opened
+    once and decoded forwards, so all of an Ogg file of hours costs one decoding. Memory is one span.
+
+    Raises:
+        AudioError, TransientError: see `read_waveform`.
+        ValueError: spans that go backwards or lie outside of `ref`.
+    """
     with open_audio(ref) as sound:
         _check_format(ref, sound, resample=resample)
         _check_length(ref, converted_length(sound.frames, sound.samplerate))
-        first = (ref.offset or 0) + start
-        read = _decode if sound.samplerate == SAMPLE_RATE else _decode_resampled
-        waveform = read(ref, sound, first, count)
-    if not np.isfinite(waveform).all():
-        raise _not_finite(ref)
-    return torch.from_numpy(waveform)
+        decoder = _Decoder(ref, sound) if sound.samplerate == SAMPLE_RATE else _ResamplingDecoder(ref, sound)
+        held_start, held = 0, np.empty(0, dtype=np.float32)  # the newest span: the next one may overlap it
+        for start, count in spans:
+            end, held_end = start + count, held_start + len(held)
+            if start < held_start or end < held_end or count < 1 or end > ref.num_samples:
+                raise ValueError(
+                    f"span [{start}, {end}) is not within the {ref.num_samples} samples of {ref.fileid!r}, "
+                    f"or goes back behind [{held_start}, {held_end})"
+                )
+            first = max(start, held_end)
+            parts = [held[start - held_start :]]
+            if first < end:
+                parts.append(decoder.read((ref.offset or 0) + first, end - first))
+                if not np.isfinite(parts[1]).all():
+                    raise _not_finite(ref)
+            held_start, held = start, np.concatenate(parts)
+            yield torch.from_numpy(held)
 
 
 def inspect_audio(ref: AudioRef, *, decode: bool, resample: bool, min_samples: int = MIN_SAMPLES) -> AudioInfo:
@@ -167,54 +195,76 @@ def _check_wav_size(ref: AudioRef, sound: Sound) -> None:
 # Decoding ---------------------------------------------------------------------------------------------------------
 
 
-def _decode(ref: AudioRef, sound: Sound, first: int, count: int) -> Waveform:
-    """Decode frames [first, first + count) at the file's own rate, channels averaged: (count,).
+class _Decoder:
+    """Reads a file of 16 kHz forwards, channels averaged."""
 
-    Calls on one file must go forwards.
-    """
-    origin = max(0, first - PREROLL_SECONDS.get(sound.format, 0) * sound.samplerate)
-    position = sound.tell()
-    if position < origin:
-        position = sound.seek(origin)
-    while position < first:
-        skipped = len(sound.read(min(BLOCK, first - position), dtype="float32", always_2d=True))
-        if skipped == 0:
-            break
-        position += skipped
-    frames = sound.read(count, dtype="float32", always_2d=True)
-    if position != first or len(frames) != count:
-        reason = f"truncated or damaged: {len(frames)} of {count} frames could be decoded from frame {first} on"
-        raise unusable(ref, reason, "It was cut, or replaced after the manifest was built.")
-    waveform: Waveform = frames[:, 0] if sound.channels == 1 else frames.mean(axis=1)
-    return waveform
+    def __init__(self, ref: AudioRef, sound: Sound) -> None:
+        self._ref = ref
+        self._sound = sound
+
+    def read(self, first: int, count: int) -> Waveform:
+        """Return samples [first, first + count): (count,). Calls must go forwards."""
+        return self._frames(first, count)
+
+    def _frames(self, first: int, count: int) -> Waveform:
+        """Decode frames [first, first + count) at the file's own rate: (count,)."""
+        sound = self._sound
+        origin = max(0, first - PREROLL_SECONDS.get(sound.format, 0) * sound.samplerate)
+        position = sound.tell()
+        if position < origin:
+            position = sound.seek(origin)
+        while position < first:
+            skipped = len(sound.read(min(BLOCK, first - position), dtype="float32", always_2d=True))
+            if skipped == 0:
+                break
+            position += skipped
+        frames = sound.read(count, dtype="float32", always_2d=True)
+        if position != first or len(frames) != count:
+            reason = f"truncated or damaged: {len(frames)} of {count} frames could be decoded from frame {first} on"
+            raise unusable(self._ref, reason, "It was cut, or replaced after the manifest was built.")
+        waveform: Waveform = frames[:, 0] if sound.channels == 1 else frames.mean(axis=1)
+        return waveform
 
 
-def _decode_resampled(ref: AudioRef, sound: Sound, first: int, count: int) -> Waveform:
-    """Return samples [first, first + count) at 16 kHz of a file of another rate.
+class _ResamplingDecoder(_Decoder):
+    """Reads a file of another rate forwards, at 16 kHz.
 
     With the rates reduced to their smallest ratio old:new, output samples [b new, (b + 1) new) come from the input
     around [b old, (b + 1) old), `width` more on each side. So a stretch of whole blocks with the margin, zeros beyond
     the file's ends, gives the very numbers that the whole file gives.
     """
-    divisor = math.gcd(sound.samplerate, SAMPLE_RATE)
-    old, new = sound.samplerate // divisor, SAMPLE_RATE // divisor
-    resampler = _resampler(sound.samplerate)
-    margin = -(-resampler.width // old)
-    pieces = []
-    held = np.empty(0, dtype=np.float32)  # decoded already: the margins of neighbouring pieces overlap
-    held_start = max(0, (first // new - margin) * old)
-    for begin in range(first, first + count, BLOCK):
-        end = min(begin + BLOCK, first + count)
+
+    def __init__(self, ref: AudioRef, sound: Sound) -> None:
+        super().__init__(ref, sound)
+        divisor = math.gcd(sound.samplerate, SAMPLE_RATE)
+        self._old, self._new = sound.samplerate // divisor, SAMPLE_RATE // divisor
+        self._resampler = _resampler(sound.samplerate)
+        self._margin = -(-self._resampler.width // self._old)
+        self._held = np.empty(0, dtype=np.float32)  # decoded already: the margins of neighbouring blocks overlap
+        self._held_start = 0
+
+    def read(self, first: int, count: int) -> Waveform:
+        """Return samples [first, first + count) at 16 kHz. Calls must go forwards."""
+        starts = range(first, first + count, BLOCK)
+        return np.concatenate([self._block(begin, min(begin + BLOCK, first + count)) for begin in starts])
+
+    def _block(self, begin: int, end: int) -> Waveform:
+        old, new, margin = self._old, self._new, self._margin
         start, stop = (begin // new - margin) * old, (-(-end // new) + margin) * old
-        inside_start, inside_stop = max(0, start), min(sound.frames, stop)
-        held = held[inside_start - held_start :]
-        missing = _decode(ref, sound, inside_start + len(held), inside_stop - inside_start - len(held))
-        held, held_start = np.concatenate([held, missing]), inside_start
+        inside_start, inside_stop = max(0, start), min(self._sound.frames, stop)
+        held_end = self._held_start + len(self._held)
+        if inside_start > held_end:
+            self._held, held_end = self._held[:0], inside_start
+        else:
+            self._held = self._held[inside_start - self._held_start :]
+        self._held_start = inside_start
+        if inside_stop > held_end:
+            self._held = np.concatenate([self._held, self._frames(held_end, inside_stop - held_end)])
         padded = torch.zeros(stop - start)
-        padded[inside_start - start : inside_stop - start] = torch.from_numpy(held)
+        padded[inside_start - start : inside_stop - start] = torch.from_numpy(self._held[: inside_stop - inside_start])
         shift = (begin // new - margin) * new
-        pieces.append(resampler(padded).numpy()[begin - shift : end - shift])
-    return np.concatenate(pieces)
+        converted: Waveform = self._resampler(padded).numpy()[begin - shift : end - shift]
+        return converted
 
 
 @lru_cache(maxsize=32)

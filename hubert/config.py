@@ -81,6 +81,21 @@ class FeatureSettings(Section):
     dtype: Literal["float32", "bfloat16"] = setting("float32", "arithmetic of the teacher's forward pass")
     batch_seconds: float = setting(120.0, "audio per forward pass of the teacher, in seconds", affects=False, gt=0)
     shard_hours: float = setting(1.0, "audio per shard, in hours", affects=False, gt=0)
+    max_chunk_seconds: float = setting(
+        100.0, "longer files go through the teacher in overlapping chunks of this, in seconds (max_chunk)", ge=1
+    )
+    chunk_context_seconds: float = setting(
+        2.0, "audio on both sides of a chunk whose frames are computed and thrown away, in seconds", ge=0
+    )
+
+    @model_validator(mode="after")
+    def _chunks_hold_their_context(self) -> Self:
+        if self.max_chunk_seconds < 4 * self.chunk_context_seconds:
+            raise ValueError(
+                f"max_chunk_seconds ({self.max_chunk_seconds}) must be at least four times chunk_context_seconds "
+                f"({self.chunk_context_seconds}), or most of the work is thrown away"
+            )
+        return self
 
 
 class KMeansSettings(Section):

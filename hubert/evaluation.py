@@ -6,60 +6,49 @@ iteration, and units clustered on each layer, with phone alignments. Both extrac
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import polars as pl
 import torch
-from torch import Tensor
 
 from hubert.abx import ABXJob, ABXResult, Representation, score_in_subprocess
-from hubert.abx_score import write_features
-from hubert.alignments import Alignments, read_alignments
-from hubert.audio import read_waveform
+from hubert.alignments import Alignments, Place, aligned_rows, places, read_alignments
+from hubert.chunks import ChunkRule, chunking
 from hubert.config import ABXSettings, FeatureSettings, QualitySettings
-from hubert.features import FeatureExtractor, FeatureSource, batches_by_length, extract
+from hubert.features import FeatureExtractor, FeatureSource
 from hubert.items import read_items, split_items, write_item
 from hubert.kmeans import CHUNK, Codebook, choose_seeds, torch_lloyd
-from hubert.manifest import read_manifest, select_sample
+from hubert.manifest import read_manifest, scan_manifest, select_sample
 from hubert.paths import atomic_write, write_json
 from hubert.quality import PhoneCounter, PhoneStatistics
+from hubert.representations import (
+    MFCC,
+    LayerFolder,
+    LayerPiece,
+    every_representation,
+    frame_rate,
+    layer_name,
+    layer_source,
+)
+from hubert.rows import recording
 from hubert.stage import Figures, Receipt, Spec, Stage, digest, file_digest
+from hubert.table import num_units_of
+from hubert.units import label
 
 ALL, FIRST_HALF, SECOND_HALF = "all items", "first half", "second half"
-MFCC = 0  # "layer" of the MFCC baseline in tables of layers
-CLUSTERED_HOURS = (
-    1000 / 3600
-)  # audio whose units tell layers apart: 50,000 frames of each layer, and they fit in memory
-WRITTEN_FRAMES = 50_000  # of a representation, held before they are written
+CLUSTERED_HOURS = 1000 / 3600  # whose units tell layers apart: 50,000 frames of each layer, and they fit in memory
 SEEDING_FRAMES = 10_000
 MAX_ITERATIONS = 30
 
 
-def layer_source(checkpoint: Mapping[str, Any], features: FeatureSettings) -> FeatureSource:
-    """Return the source for all layers of a checkpoint: its last layer, so that one pass computes every layer."""
-    return FeatureSource.of_layer(Path(checkpoint["path"]), checkpoint["sha256"], checkpoint["num_layers"], features)
-
-
-def layer_name(layer: int) -> str:
-    """Return a layer's name for people."""
-    return "MFCC" if layer == MFCC else f"layer {layer}"
-
-
-def every_representation(
-    rows: pl.DataFrame, source: FeatureSource, features: FeatureSettings, *, resample: bool
-) -> Iterator[tuple[int, str, Tensor]]:
-    """Yield (layer, fileid, features (F, D) float32 on the CPU) for MFCC (layer 0) and each layer, in one pass per batch."""
-    fileids = rows["fileid"].to_list()
-    mfcc, teacher = FeatureExtractor(FeatureSource()), FeatureExtractor(source)
-    for batch in batches_by_length(rows, features.batch_seconds):
-        waveforms = [torch.as_tensor(read_waveform(ref, resample=resample)) for _, ref in batch]
-        for layer, outputs in enumerate([mfcc(waveforms), *teacher.layers(waveforms)]):
-            for (index, _), output in zip(batch, outputs, strict=True):
-                yield layer, fileids[index], output.cpu()
+def manifest_chunking(manifest: Path, features: FeatureSettings) -> dict[str, Any]:
+    """Return what a key has to hold about long files; nothing while the manifest is missing, as then nothing is done."""
+    return chunking(scan_manifest(manifest), features) if manifest.exists() else {}
 
 
 @dataclass
@@ -82,7 +71,7 @@ class ABXStage(Stage):
             "dtype": self.features.dtype,
             "resample": self.resample,
         }
-        return {**self.abx.key_settings(), **used}
+        return {**self.abx.key_settings(), **used, **manifest_chunking(self.manifest, self.features)}
 
     def inputs(self) -> dict[str, str]:
         weights = digest([checkpoint["sha256"] for checkpoint in self.checkpoints])
@@ -103,7 +92,7 @@ class ABXStage(Stage):
             job = ABXJob(
                 items=items,
                 representations=tuple(
-                    Representation(name=layer_name(layer), features=folder, frame_rate=50 if layer else 100)
+                    Representation(name=layer_name(layer), features=folder, frame_rate=frame_rate(layer))
                     for layer, folder in folders.items()
                 ),
                 output=Path(scratch) / "results.json",
@@ -145,23 +134,14 @@ class ABXStage(Stage):
 
     def _write_representations(self, rows: pl.DataFrame, source: FeatureSource, folder: Path) -> dict[int, Path]:
         """Write the features of MFCC and every layer, one folder each; a batch at a time is in memory."""
-        folders = {layer: folder / f"layer-{layer}" for layer in range(source.layer + 1)}
-        pending: dict[int, list[tuple[str, Tensor]]] = {layer: [] for layer in folders}
-        written = dict.fromkeys(folders, 0)
-
-        def flush(layer: int) -> None:
-            # Each batch is a folder of its own below the layer's, which the scorer reads as one.
-            write_features(folders[layer] / f"{written[layer]:05d}", pending[layer])
-            pending[layer] = []
-            written[layer] += 1
-
-        for layer, fileid, features in every_representation(rows, source, self.features, resample=self.resample):
-            pending[layer].append((fileid, features if layer == MFCC else features.half()))
-            if sum(len(frames) for _, frames in pending[layer]) > WRITTEN_FRAMES:
-                flush(layer)
-        for layer in folders:
-            flush(layer)
-        return folders
+        folders = {layer: LayerFolder(folder / f"layer-{layer}", layer) for layer in range(source.layer + 1)}
+        fileids, lengths = rows["fileid"].to_list(), rows["num_samples"].to_numpy()
+        for piece in every_representation(rows, source, self.features, resample=self.resample):
+            (num_frames,) = num_units_of(lengths[[piece.row]], frame_rate(piece.layer))
+            folders[piece.layer].add(fileids[piece.row], piece, int(num_frames))
+        for one in folders.values():
+            one.close()
+        return {layer: one.folder for layer, one in folders.items()}
 
     def _row(self, layer: int, step: int, results: Sequence[ABXResult]) -> dict[str, Any]:
         """Return one line of the table: rates on all items, those that choose, and those that are reported."""
@@ -217,7 +197,8 @@ class QualityStage(Stage):
             "dtype": self.features.dtype,
             "resample": self.resample,
         }
-        return {"num_units": self.num_units, **self.quality.key_settings(), **used}
+        long_files = manifest_chunking(self.manifest, self.features)
+        return {"num_units": self.num_units, **self.quality.key_settings(), **used, **long_files}
 
     def inputs(self) -> dict[str, str]:
         return {
@@ -231,14 +212,16 @@ class QualityStage(Stage):
         return [{"part": "units"}, {"part": "layers"}]
 
     def work(self, spec: Spec) -> tuple[list[Path], Figures]:
-        rows = read_manifest(self.manifest)
-        alignments = read_alignments(self.alignments, rows["fileid"])
-        rows = rows.filter(pl.Series([fileid in alignments for fileid in rows["fileid"]]))
+        rows = read_manifest(self.manifest).with_columns(recording=recording())
+        alignments = read_alignments(self.alignments, {*rows["fileid"], *rows["recording"]})
+        aligned = rows.filter(aligned_rows(rows, alignments))
+        num_unaligned = len(rows) - len(aligned)
         hours = CLUSTERED_HOURS if spec["part"] == "layers" else self.quality.max_hours
-        rows = select_sample(rows, fraction=1.0, max_hours=min(hours, self.quality.max_hours), min_files=1)
+        aligned = select_sample(aligned, fraction=1.0, max_hours=min(hours, self.quality.max_hours), min_files=1)
         if spec["part"] == "layers":
-            return [], {"layers": self._layers(rows, alignments), "num_units": self.num_units}
-        counts = self._units(rows, alignments)
+            return [], {"layers": self._layers(aligned, alignments), "num_units": self.num_units}
+        counts = self._units(aligned, alignments)
+        counts.num_files_without_alignment += num_unaligned
         output = self.folder / "joint.json"
         joint = {"phones": counts.phones, "units": counts.num_units, "counts": counts.joint.tolist()}
         with atomic_write(output) as temporary:
@@ -253,32 +236,45 @@ class QualityStage(Stage):
 
     def _units(self, rows: pl.DataFrame, alignments: Alignments) -> PhoneStatistics:
         codebook = Codebook.load(self.codebook)
-        codebook.check_source(self.source)
         counter = PhoneCounter(alignments, num_units=len(codebook), frame_rate=codebook.frame_rate)
-        fileids = rows["fileid"].to_list()
-        extractor = FeatureExtractor(self.source)
-        for index, features in extract(
-            rows, extractor, batch_seconds=self.features.batch_seconds, resample=self.resample
-        ):
-            counter.update(fileids[index], codebook.assign(features).cpu().numpy())
+        extractor = FeatureExtractor(self.source, ChunkRule.of(self.features))
+        labelled = label(
+            rows,
+            extractor,
+            codebook,
+            codebook_key=self.codebook_key,
+            batch_seconds=self.features.batch_seconds,
+            resample=self.resample,
+        )
+        for place, units in zip(places(rows, alignments), labelled["units"], strict=True):
+            counter.update(place.name, units.to_numpy(), offset=place.offset)
         return counter.statistics
 
     def _layers(self, rows: pl.DataFrame, alignments: Alignments) -> list[dict[str, Any]]:
         """Cluster each layer's frames of some aligned audio, the same for all, and compare the units with the phones."""
         source = layer_source(self.checkpoint, self.features)
-        frames: dict[int, list[tuple[str, Tensor]]] = {layer: [] for layer in range(source.layer + 1)}
-        for layer, fileid, features in every_representation(rows, source, self.features, resample=self.resample):
-            frames[layer].append((fileid, features))
-        return [self._layer(layer, parts, alignments) for layer, parts in frames.items()]
+        pieces: dict[int, list[LayerPiece]] = {layer: [] for layer in range(source.layer + 1)}
+        for piece in every_representation(rows, source, self.features, resample=self.resample):
+            pieces[piece.layer].append(piece)
+        where = places(rows, alignments)
+        return [self._layer(layer, mine, where, alignments) for layer, mine in pieces.items()]
 
-    def _layer(self, layer: int, parts: list[tuple[str, Tensor]], alignments: Alignments) -> dict[str, Any]:
-        stacked = torch.cat([part for _, part in parts])
+    def _layer(
+        self, layer: int, pieces: list[LayerPiece], where: list[Place], alignments: Alignments
+    ) -> dict[str, Any]:
+        stacked = torch.cat([piece.features for piece in pieces])
         num_units = min(self.num_units, len(stacked) // 2)
         seeds = choose_seeds(stacked[:: 1 + len(stacked) // SEEDING_FRAMES], num_units, seed=0)
         centroids, _ = torch_lloyd(lambda: stacked.split(CHUNK), seeds, max_iterations=MAX_ITERATIONS, tolerance=1e-4)
         codebook = Codebook(centroids, {})
-        counter = PhoneCounter(alignments, num_units=num_units, frame_rate=50 if layer else 100)
-        for fileid, part in parts:
-            counter.update(fileid, codebook.assign(part).numpy())
+        counter = PhoneCounter(alignments, num_units=num_units, frame_rate=frame_rate(layer))
+        units: dict[int, list[np.ndarray]] = {}
+        for piece in pieces:
+            units.setdefault(piece.row, []).append(codebook.assign(piece.features).numpy())
+        for row, parts in units.items():
+            values, place = np.concatenate(parts), where[row]
+            (num_frames,) = num_units_of(np.array([place.num_samples]), frame_rate(layer))
+            is_cut = len(values) < num_frames  # the last file, where the frames were enough
+            counter.update(place.name, values, offset=0 if is_cut and place.offset is None else place.offset)
         figures = counter.statistics.figures()
         return {"layer": layer, "representation": layer_name(layer), "num_units": num_units, **figures}

@@ -2,31 +2,41 @@
 
 `FeatureSource` says which, `FeatureExtractor` computes it, and `FeaturesStage` writes the frames of the k-means
 sample. Features of the other files are never stored: labelling computes them and keeps only the units.
+
+Short files go through in batches, long ones (`hubert.chunks`) chunk by chunk, so memory does not grow with a file.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import polars as pl
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from hubert.audio import AudioRef, read_waveform
+from hubert.chunks import DEFAULT_RULE, ChunkRule, chunking, cut, level, read_chunks
 from hubert.config import FeatureSettings, KMeansSettings
 from hubert.errors import ConfigError
+from hubert.frame_files import FrameWriter
 from hubert.manifest import audio_refs, manifest_digest, plan_shards, scan_manifest, select_sample, shard_digests
 from hubert.model import HuBERT
 from hubert.paths import atomic_write, read_json
-from hubert.sizes import SAMPLE_RATE
+from hubert.sizes import SAMPLE_RATE, num_frames
 from hubert.stage import Figures, Receipt, Spec, Stage, digest
+from hubert.table import num_units_of
 
 MFCC_FRAME_RATE = 100
 HUBERT_FRAME_RATE = 50
+MFCC_CONTEXT = 4  # frames on each side that the second difference looks at
+MFCC_CHUNK = 100 * SAMPLE_RATE  # large enough that matrix products round as they do on the whole file
+
+Batch = list[tuple[int, AudioRef]]
 
 
 def mfcc(waveform: Tensor) -> Tensor:
@@ -103,10 +113,14 @@ class FeatureSource:
 
 
 class FeatureExtractor:
-    """Computes the features of a source; holds the teacher on the GPU if there is one."""
+    """Computes the features of a source; holds the teacher on the GPU if there is one.
 
-    def __init__(self, source: FeatureSource) -> None:
+    `chunks` says which files are long, and how they are cut for the teacher.
+    """
+
+    def __init__(self, source: FeatureSource, chunks: ChunkRule = DEFAULT_RULE) -> None:
         self.source = source
+        self.chunks = chunks
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     @cached_property
@@ -119,19 +133,55 @@ class FeatureExtractor:
             return [mfcc(waveform) for waveform in waveforms]
         return self.layers(waveforms, num_layers=self.source.layer)[-1]
 
-    @torch.inference_mode()
     def layers(self, waveforms: Sequence[Tensor], *, num_layers: int | None = None) -> list[list[Tensor]]:
         """Return, for each layer up to `num_layers`, the features (F, D) of each waveform."""
+        return self._layers(self._teacher, waveforms, num_layers)
+
+    @torch.inference_mode()
+    def _layers(self, teacher: HuBERT, waveforms: Sequence[Tensor], num_layers: int | None) -> list[list[Tensor]]:
         padded, mask = pad(waveforms)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.source.dtype == "bfloat16"):
-            outputs = self._teacher.get_intermediate_outputs(
+            outputs = teacher.get_intermediate_outputs(
                 padded.to(self.device),
                 attention_mask=None if mask is None else mask.to(self.device),
                 num_layers=num_layers,
                 before_residual=self.source.before_residual,
             )
-        lengths = [(len(waveform) - 400) // 320 + 1 for waveform in waveforms]
+        lengths = [num_frames(len(waveform)) for waveform in waveforms]
         return [[row[:length].float() for row, length in zip(output, lengths, strict=True)] for output in outputs]
+
+    def is_long(self, num_samples: int) -> bool:
+        """Say whether a file goes through in chunks."""
+        return num_samples > (MFCC_CHUNK if self.source.is_mfcc else self.chunks.max_samples)
+
+    def long_file(self, ref: AudioRef, *, resample: bool) -> Iterator[tuple[int, Tensor]]:
+        """Yield (first frame, features (F, D)) of one file in order, chunk by chunk; only a chunk is in memory."""
+        if not self.source.is_mfcc:
+            for start, layers in self.long_file_layers(ref, resample=resample, num_layers=self.source.layer):
+                yield start, layers[-1]
+            return
+        hop = SAMPLE_RATE // MFCC_FRAME_RATE
+        chunks = cut(ref.num_samples, hop=hop, max_samples=MFCC_CHUNK, context=MFCC_CONTEXT)
+        for chunk, waveform in read_chunks(ref, chunks, resample=resample):
+            yield chunk.first_frame, mfcc(waveform)[chunk.skip : chunk.skip + chunk.num_frames]
+
+    def long_file_layers(
+        self, ref: AudioRef, *, resample: bool, num_layers: int | None = None
+    ) -> Iterator[tuple[int, list[Tensor]]]:
+        """Yield (first frame, features (F, D) of each layer up to `num_layers`) of one file in order, chunk by chunk.
+
+        Where the teacher wants normalised waveforms (large, xlarge), the whole file is normalised before it is cut, as
+        in fairseq: a quiet chunk stays quiet. That reads the file twice.
+        """
+        teacher, mean, scale = self._teacher, 0.0, 1.0
+        if teacher.config.normalize_waveform:
+            mean, scale = level(ref, resample=resample)
+            teacher = copy.copy(teacher)  # the weights are shared
+            teacher.config = teacher.config.model_copy(update={"normalize_waveform": False})
+        for chunk, waveform in read_chunks(ref, self.chunks.chunks(ref.num_samples), resample=resample):
+            kept = slice(chunk.skip, chunk.skip + chunk.num_frames)
+            layers = self._layers(teacher, [(waveform - mean) * scale], num_layers)
+            yield chunk.first_frame, [features[kept] for (features,) in layers]
 
 
 def pad(waveforms: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -142,14 +192,17 @@ def pad(waveforms: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     return padded, None if bool(mask.all()) else mask
 
 
-def batches_by_length(rows: pl.DataFrame, seconds: float) -> Iterator[list[tuple[int, AudioRef]]]:
-    """Yield (row number, audio) batches of similar length whose padded audio stays within `seconds`."""
+def batches_by_length(rows: pl.DataFrame, seconds: float, is_long: Callable[[int], bool]) -> Iterator[Batch]:
+    """Yield (row number, audio) batches of similar length whose padded audio stays within `seconds`.
+
+    A file that is longer than that, or that `is_long` names, comes alone.
+    """
     order = rows["num_samples"].arg_sort().to_list()
     lengths = rows["num_samples"].to_list()
     refs = list(audio_refs(rows))
-    batch: list[tuple[int, AudioRef]] = []
+    batch: Batch = []
     for index in order:  # shortest first, so the newest is the longest
-        if batch and lengths[index] * (len(batch) + 1) > seconds * SAMPLE_RATE:
+        if batch and (lengths[index] * (len(batch) + 1) > seconds * SAMPLE_RATE or is_long(lengths[index])):
             yield batch
             batch = []
         batch.append((index, refs[index]))
@@ -157,13 +210,30 @@ def batches_by_length(rows: pl.DataFrame, seconds: float) -> Iterator[list[tuple
         yield batch
 
 
+class Piece(NamedTuple):
+    """Features (F, D) of a file or of a stretch of it: of row `row` of the manifest, from frame `start` on."""
+
+    row: int
+    start: int
+    features: Tensor
+
+
 def extract(
     rows: pl.DataFrame, extractor: FeatureExtractor, *, batch_seconds: float, resample: bool
-) -> Iterator[tuple[int, Tensor]]:
-    """Yield (row number, features (F, D)) for all rows of a manifest, in order of length."""
-    for batch in batches_by_length(rows, batch_seconds):
-        waveforms = [torch.as_tensor(read_waveform(ref, resample=resample)) for _, ref in batch]
-        yield from zip((index for index, _ in batch), extractor(waveforms), strict=True)
+) -> Iterator[Piece]:
+    """Yield the features of all rows of a manifest, in order of length: one piece a file, more for a long one.
+
+    The pieces of a file follow each other and leave nothing out. Memory is one batch, or one chunk of a long file.
+    """
+    for batch in batches_by_length(rows, batch_seconds, extractor.is_long):
+        if extractor.is_long(batch[0][1].num_samples):
+            ((index, ref),) = batch
+            for start, features in extractor.long_file(ref, resample=resample):
+                yield Piece(index, start, features)
+        else:
+            waveforms = [read_waveform(ref, resample=resample) for _, ref in batch]
+            for (index, _), features in zip(batch, extractor(waveforms), strict=True):
+                yield Piece(index, 0, features)
 
 
 @dataclass
@@ -194,7 +264,11 @@ class FeaturesStage(Stage):
         return {name: value for name, value in vars(self).items() if name != "_sample"}
 
     def settings(self) -> dict[str, Any]:
-        return {"resample": self.resample} if self.resample else {}
+        resample = {"resample": self.resample} if self.resample else {}
+        return resample | self._chunking(self._sample)
+
+    def _chunking(self, rows: pl.DataFrame) -> dict[str, Any]:
+        return {} if self.source.is_mfcc else chunking(rows, self.features)
 
     def inputs(self) -> dict[str, str]:
         # The rows that were drawn, not the manifest: a file that was added and not drawn changes nothing here.
@@ -205,28 +279,26 @@ class FeaturesStage(Stage):
         with atomic_write(self.folder / "sample.parquet") as temporary:
             rows.write_parquet(temporary)
         bounds = plan_shards(rows, hours_per_shard=self.features.shard_hours)
-        return [
-            {"start": start, "end": end, "digest": digest([content, self.source.identity, self.resample])}
-            for (start, end), content in zip(bounds, shard_digests(rows, bounds), strict=True)
-        ]
+        specs = []
+        for (start, end), content in zip(bounds, shard_digests(rows, bounds), strict=True):
+            rule = self._chunking(rows[start:end])
+            shared = [self.source.identity, self.resample, *rule.values()]
+            specs.append({"start": start, "end": end, "digest": digest([content, *shared])})
+        return specs
 
     def work(self, spec: Spec) -> tuple[list[Path], Figures]:
         rows = pl.read_parquet(self.folder / "sample.parquet")[spec["start"] : spec["end"]]
-        found = dict(
-            extract(
-                rows,
-                FeatureExtractor(self.source),
-                batch_seconds=self.features.batch_seconds,
-                resample=self.resample,
-            )
-        )
+        extractor = FeatureExtractor(self.source, ChunkRule.of(self.features))
+        pieces = extract(rows, extractor, batch_seconds=self.features.batch_seconds, resample=self.resample)
+        ends = np.cumsum(num_units_of(rows["num_samples"].to_numpy(), self.source.frame_rate)).tolist()
+        starts = [0, *ends]
         dtype = torch.float32 if self.source.is_mfcc else torch.float16
-        frames = torch.cat([found[index] for index in range(len(rows))]).to("cpu", dtype)
         output = self.folder / "shards" / f"{spec['digest'][:16]}.safetensors"
-        with atomic_write(output) as temporary:
-            save_file({"frames": frames.contiguous()}, temporary)
+        with atomic_write(output) as temporary, FrameWriter(temporary, "frames", ends[-1], dtype) as writer:
+            for piece in pieces:
+                writer.write(starts[piece.row] + piece.start, piece.features)
         hours = rows["num_samples"].sum() / SAMPLE_RATE / 3600
-        return [output], {"num_files": len(rows), "num_frames": len(frames), "hours": hours}
+        return [output], {"num_files": len(rows), "num_frames": ends[-1], "hours": hours}
 
     def finish(self, receipts: list[Receipt]) -> tuple[list[Path], Figures]:
         total = {

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hubert.chunks import DEFAULT_RULE, ChunkRule
 from hubert.config import KMeansSettings
 from hubert.errors import DataError
 from hubert.features import FeatureSource, describe_source, frame_counts, read_frames, shard_shape
@@ -195,6 +196,7 @@ class KMeansStage(Stage):
     features_key: str
     source: FeatureSource
     kmeans: KMeansSettings
+    chunks: ChunkRule = DEFAULT_RULE  # in the features' key where it matters; noted in the codebook in any case
 
     def settings(self) -> dict[str, Any]:
         # How the utterances were drawn shows in the features' key.
@@ -227,6 +229,7 @@ class KMeansStage(Stage):
             "num_units": len(centroids),
             "seed": seed,
             "checkpoint": self.source.checkpoint,
+            **({} if self.source.is_mfcc else {"chunks": self.chunks.to_dict()}),
             **figures,
         }
         Codebook(centroids, metadata).save(self.path)

@@ -17,6 +17,7 @@ from typing import Any
 
 import tomli_w
 
+from hubert.chunks import ChunkRule
 from hubert.config import IterationSettings, Recipe, Section, read_recipe
 from hubert.errors import ConfigError
 from hubert.evaluation import ABXStage, QualityStage
@@ -224,7 +225,8 @@ class Iteration:
         return self._codebook(self.features.shards(), self.features.key)
 
     def _codebook(self, shards: list[Path], features_key: str) -> KMeansStage:
-        return KMeansStage(self.home, shards, features_key, self.source, self.settings.kmeans)
+        chunks = ChunkRule.of(self.settings.features)
+        return KMeansStage(self.home, shards, features_key, self.source, self.settings.kmeans, chunks)
 
     @cached_property
     def units(self) -> UnitsStage:

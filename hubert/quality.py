@@ -7,6 +7,9 @@ which a training's loss and accuracy have to be read. With alignments: the defin
     phone purity    sum over units of max over phones of p        accuracy if every unit names its best phone
     cluster purity  sum over phones of max over units of p        the same with the roles exchanged
     PNMI            I(phone; unit) / H(phone)                     share of the phones' uncertainty that units remove
+    unit NMI        I(phone; unit) / H(unit)                      share of the units' information that is about phones
+    H(phone | unit) = H(phone) - I, H(unit | phone) = H(unit) - I: what one leaves open of the other, in nats
+    mean lengths    frames per run of one phone, and of one unit, in the aligned files; a run ends at a gap
 
 fairseq adds 1e-8 inside its logarithms; here they are exact. As there, the digits of ARPAbet's stress (`AH0`) are
 dropped, and silence counts as a phone: by default all its spellings as one (`silence="merge"`). Unlike there, phones
@@ -162,6 +165,7 @@ class PhoneStatistics:
     num_unaligned_frames: int = 0
     num_excluded_frames: int = 0
     num_phone_runs: int = 0
+    num_unit_runs: int = 0
 
     def __post_init__(self) -> None:
         """Start from nothing, or from counts that were stored."""
@@ -179,7 +183,9 @@ class PhoneStatistics:
         self.num_files += 1
         self.num_unaligned_frames += int((phones == _UNALIGNED).sum())
         self.num_excluded_frames += int((phones == _EXCLUDED).sum())
-        self.num_phone_runs += num_runs_of(phones[used])
+        begins = np.append(True, phones[1:] != phones[:-1])[: len(phones)]
+        self.num_phone_runs += int(np.count_nonzero(begins & used))
+        self.num_unit_runs += num_runs_of(values)
 
     def merge(self, other: Self) -> None:
         """Add what was counted elsewhere, with the same alignments and codebook."""
@@ -210,14 +216,19 @@ class PhoneStatistics:
                 f"the alignments of {self.num_overrun_files} of {self.num_files} files go on more than 0.1 s after the "
                 "last unit. Likely cause: another frame rate than that of the units, or alignments of other audio"
             )
-        information = max(phone_entropy + unit_entropy - entropy(self.joint), 0.0)
+        both = entropy(self.joint)
+        information = max(phone_entropy + unit_entropy - both, 0.0)
+        num_frames = total + self.num_unaligned_frames + self.num_excluded_frames
         return {
             "phone_purity": int(self.joint.max(0).sum()) / total,
             "cluster_purity": int(self.joint.max(1).sum()) / total,
             "pnmi": information / phone_entropy,
             "mutual_information": information,
+            "unit_nmi": information / unit_entropy if unit_entropy else 0.0,
             "phone_entropy": phone_entropy,
             "unit_entropy": unit_entropy,
+            "phone_entropy_given_unit": max(both - unit_entropy, 0.0),
+            "unit_entropy_given_phone": max(both - phone_entropy, 0.0),
             "num_phones": int((self.joint.sum(1) > 0).sum()),
             "num_aligned_frames": total,
             "num_unaligned_frames": self.num_unaligned_frames,
@@ -226,6 +237,7 @@ class PhoneStatistics:
             "num_files_without_alignment": self.num_files_without_alignment,
             "num_overrun_files": self.num_overrun_files,
             "mean_phone_length": mean_run(total, self.num_phone_runs),
+            "mean_unit_length": mean_run(num_frames, self.num_unit_runs),
         }
 
     def to_dict(self) -> dict[str, Any]:

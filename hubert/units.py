@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import polars as pl
 
+from hubert.chunks import ChunkRule, chunking
 from hubert.config import FeatureSettings, UnitSettings
 from hubert.features import FeatureExtractor, FeatureSource, extract
 from hubert.kmeans import Codebook
@@ -46,13 +47,13 @@ def label(
         and in `codebook` the `codebook_key`, which says what made them.
     """
     codebook.check_source(extractor.source)
-    found: dict[int, np.ndarray] = {}
-    for index, features in extract(rows, extractor, batch_seconds=batch_seconds, resample=resample):
-        found[index] = codebook.assign(features).cpu().numpy().astype(np.uint16)
+    found: list[list[np.ndarray]] = [[] for _ in range(len(rows))]
+    for piece in extract(rows, extractor, batch_seconds=batch_seconds, resample=resample):
+        found[piece.row].append(codebook.assign(piece.features).cpu().numpy().astype(np.uint16))
     return pl.DataFrame(
         {
             "fileid": rows["fileid"],
-            "units": pl.Series([found[index] for index in range(len(rows))], dtype=pl.List(pl.UInt16)),
+            "units": pl.Series([np.concatenate(pieces) for pieces in found], dtype=pl.List(pl.UInt16)),
             "frame_rate": pl.Series([codebook.frame_rate] * len(rows), dtype=pl.Int32),
             "codebook": pl.Series([codebook_key] * len(rows), dtype=pl.String),
         },
@@ -86,8 +87,16 @@ class UnitsStage(Stage):
         """What shards of equal rows share, whatever manifest they stand in."""
         return {"codebook": self.codebook_key, "source": digest(self.source.identity), "resample": str(self.resample)}
 
+    @cached_property
+    def _rule(self) -> dict[str, Any]:
+        """The rule for long files, where it matters."""
+        return self._chunking(pl.concat(scan_manifest(path).select("num_samples") for path in self.manifests.values()))
+
+    def _chunking(self, rows: pl.LazyFrame) -> dict[str, Any]:
+        return {} if self.source.is_mfcc else chunking(rows, self.features)
+
     def settings(self) -> dict[str, Any]:
-        return {"resample": self.resample} if self.resample else {}
+        return ({"resample": self.resample} if self.resample else {}) | self._rule
 
     def inputs(self) -> dict[str, str]:
         return {"manifest": self.manifest_key, **self._content}
@@ -98,7 +107,8 @@ class UnitsStage(Stage):
             rows = scan_manifest(manifest)
             bounds = plan_shards(rows, hours_per_shard=self.units.shard_hours)
             for (start, end), content in zip(bounds, shard_digests(rows, bounds), strict=True):
-                specs.append({"part": part, "start": start, "end": end, "digest": digest([content, self._content])})
+                shared = self._content | (self._chunking(rows.slice(start, end - start)) if self._rule else {})
+                specs.append({"part": part, "start": start, "end": end, "digest": digest([content, shared])})
         return specs
 
     def work(self, spec: Spec) -> tuple[list[Path], Figures]:
@@ -106,7 +116,7 @@ class UnitsStage(Stage):
         codebook = Codebook.load(self.codebook)
         labelled = label(
             rows,
-            FeatureExtractor(self.source),
+            FeatureExtractor(self.source, ChunkRule.of(self.features)),
             codebook,
             codebook_key=self.codebook_key,
             batch_seconds=self.features.batch_seconds,
@@ -119,7 +129,7 @@ class UnitsStage(Stage):
     def finish(self, receipts: list[Receipt]) -> tuple[list[Path], Figures]:
         plan = self.plan()
         codebook = Codebook.load(self.codebook)
-        figures: Figures = {"num_units": len(codebook), "frame_rate": codebook.frame_rate}
+        figures: Figures = {"num_units": len(codebook), "frame_rate": codebook.frame_rate, **self._rule}
         outputs = []
         for part, manifest in self.manifests.items():
             statistics = UnitStatistics(len(codebook))

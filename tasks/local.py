@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import ClassVar
 
 from distributed import Client, LocalCluster
@@ -45,5 +46,5 @@ def connected(cluster: str) -> Iterator[Client]:
 def fit_codebook(stage: KMeansStage) -> Figures:
     """Run the k-means stage, by dask-ml unless the recipe asks for torch."""
     if stage.kmeans.backend == "dask":
-        stage = ShellKMeansStage(stage.parent, stage.shards, stage.features_key, stage.source, stage.kmeans)
+        stage = ShellKMeansStage(**{field.name: getattr(stage, field.name) for field in fields(stage)})
     return stage.run()

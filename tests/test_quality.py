@@ -3,18 +3,28 @@
 import json
 import math
 from collections import Counter
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+import soundfile
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import entropy as scipy_entropy
 from sklearn.metrics import mutual_info_score
+from sklearn.metrics.cluster import contingency_matrix
 
+from hubert import HuBERT
 from hubert.alignments import Alignments, read_alignments
+from hubert.config import FeatureSettings
 from hubert.errors import DataError
+from hubert.evaluation import QualityStage
+from hubert.features import FeatureSource
+from hubert.kmeans import Codebook
+from hubert.manifest import SCHEMA, cut_segments
 from hubert.quality import (
     PhoneCounter,
     PhoneInventory,
@@ -25,6 +35,7 @@ from hubert.quality import (
     heat_map_order,
     unit_quality,
 )
+from hubert.sizes import ModelConfig, conv_stack
 from hubert.textgrid import read_textgrid
 
 SPEECH = Path(__file__).parents[2] / "shared" / "data" / "librispeech-mini"
@@ -236,6 +247,51 @@ def test_textgrids_of_both_formats_and_all_encodings_give_the_same_phones(
     assert read_alignments(tmp_path, ["s1/u.1"]).frame.rows() == [("s1/u.1", 0.0, 0.5, ""), ("s1/u.1", 0.5, 1.5, "ʃ")]
 
 
+@settings(deadline=None, max_examples=30)
+@given(
+    st.lists(st.tuples(st.integers(1, 3_000), st.sampled_from(["AA1", "sil", "T", None])), min_size=2, max_size=12),
+    st.sampled_from([50, 100]),
+)
+def test_the_same_phones_in_all_formats_are_at_the_same_frames(
+    tmp_path_factory: pytest.TempPathFactory, spans: list[tuple[int, str | None]], frame_rate: int
+) -> None:
+    """Times in whole tenths of a millisecond; the oracle is exact: 1.6 samples each. `None` is a gap."""
+    edges = np.cumsum([0, *(length for length, _ in spans)]).tolist()
+    spoken = [(a, b, phone) for (a, b), (_, phone) in zip(pairwise(edges), spans, strict=True) if phone]
+    if not spoken:
+        return
+    folder = tmp_path_factory.mktemp("formats")
+    times = [(f"{a / 10_000:.4f}", f"{b / 10_000:.4f}", phone) for a, b, phone in spoken]
+    (folder / "a.csv").write_text("fileid,start,end,phone\n" + "".join(f"u,{a},{b},{p}\n" for a, b, p in times))
+    header = "#file onset offset #phone prev-phone next-phone speaker\n"
+    (folder / "a.item").write_text(header + "".join(f"u {a} {b} {p} X X s\n" for a, b, p in times))
+    intervals = "".join(f'{a}\n{b}\n"{p}"\n' for a, b, p in times)
+    (folder / "grids").mkdir()
+    (folder / "grids" / "u.TextGrid").write_text(
+        'File type = "ooTextFile"\nObject class = "TextGrid"\n\n'
+        f'0\n9\n<exists>\n1\n"IntervalTier"\n"phones"\n0\n9\n{len(times)}\n{intervals}'
+    )
+    num_frames = edges[-1] * 16 // 10 // (16_000 // frame_rate) + 3
+    centres = [200 + frame * (16_000 // frame_rate) for frame in range(num_frames)]
+    expected = [next((p for a, b, p in spoken if 16 * a <= 10 * centre < 16 * b), None) for centre in centres]
+    for name in ("a.csv", "a.item", "grids"):
+        alignments = read_alignments(folder / name, ["u"])
+        found = alignments.phones_at_frames("u", num_frames, frame_rate)
+        assert [alignments.phones[index] if index >= 0 else None for index in found] == expected
+
+
+def test_ends_that_were_rounded_on_their_own_may_overlap_and_the_later_phone_wins(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("fileid,start,end,phone\nu,0,0.0130,A\nu,0.0122,0.05,B\n")
+    alignments = read_alignments(tmp_path / "a.csv")
+    assert [alignments.phones[index] for index in alignments.phones_at_frames("u", 2, 50)] == [
+        "B",
+        "B",
+    ]  # 12.5, 32.5 ms
+    (tmp_path / "a.csv").write_text("fileid,start,end,phone\nu,0,0.0141,A\nu,0.0122,0.05,B\n")
+    with pytest.raises(DataError, match="1 phones start before"):
+        read_alignments(tmp_path / "a.csv")
+
+
 def test_a_tier_is_chosen_by_name_and_its_absence_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "u.TextGrid"
     path.write_text(LONG)
@@ -306,6 +362,51 @@ def test_figures_equal_slow_definitions(files: list[list[tuple[str, int]]]) -> N
         p_x * np.log(p_x + 1e-8)
     ).sum()
     assert figures["pnmi"] == pytest.approx(theirs, abs=1e-5)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.lists(st.tuples(st.sampled_from(["A", "B", "C", "-"]), st.integers(0, 5)), min_size=1, max_size=50),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_figures_equal_those_of_scikit_learn_and_scipy(files: list[list[tuple[str, int]]]) -> None:
+    """Frames without a phone (`-`, a gap of the alignment) count nowhere but in the units' lengths."""
+    pairs = [pair for file in files for pair in file if pair[0] != "-"]
+    names, values = [phone for phone, _ in pairs], [unit for _, unit in pairs]
+    rows = [
+        (f"f{number}", (40 + 320 * frame) / 16_000, (360 + 320 * frame) / 16_000, phone)
+        for number, file in enumerate(files)
+        for frame, (phone, _) in enumerate(file)
+        if phone != "-"
+    ]
+    if len(set(names)) < 2:
+        return
+    aligned = [(f"f{n}", [unit for _, unit in file]) for n, file in enumerate(files) if {p for p, _ in file} != {"-"}]
+    figures = unit_quality(aligned, align(rows), num_units=6, frame_rate=50).figures()
+    table = contingency_matrix(names, values)
+    information = mutual_info_score(names, values)
+    phones, units = scipy_entropy(table.sum(1)), scipy_entropy(table.sum(0))
+    expected = {
+        "phone_purity": table.max(0).sum() / table.sum(),
+        "cluster_purity": table.max(1).sum() / table.sum(),
+        "mutual_information": information,
+        "pnmi": information / phones,
+        "unit_nmi": information / units if units > 0 else 0.0,
+        "phone_entropy": phones,
+        "unit_entropy": units,
+        "phone_entropy_given_unit": sum(scipy_entropy(column) * column.sum() for column in table.T) / table.sum(),
+        "unit_entropy_given_phone": sum(scipy_entropy(row) * row.sum() for row in table) / table.sum(),
+        "num_aligned_frames": len(pairs),
+        "num_unaligned_frames": sum(len(units) for _, units in aligned) - len(pairs),
+        "mean_phone_length": len(pairs)
+        / sum(1 for file in files for phone, _ in groupby(p for p, _ in file) if phone != "-"),
+        "mean_unit_length": sum(len(units) for _, units in aligned)
+        / sum(len(list(groupby(units))) for _, units in aligned),
+    }
+    assert {name: figures[name] for name in expected} == pytest.approx(expected, abs=1e-9)
 
 
 def test_units_that_are_the_phones_are_perfect_and_random_units_know_nothing() -> None:
@@ -431,6 +532,94 @@ def test_a_segment_is_aligned_by_its_file_and_first_sample() -> None:
     parts.update("u", [1] * 7, offset=13 * 320)
     assert parts.statistics.joint.tolist() == whole.statistics.joint.tolist() == [[10, 0], [0, 10]]
     assert parts.statistics.num_overrun_files == 0
+
+
+def test_a_phone_that_comes_again_after_a_gap_is_a_segment_of_its_own() -> None:
+    statistics = PhoneStatistics(("A", "B"), 3)
+    statistics.update(np.array([0, 0, -1, 0, -2, -2, 0, 1, 1, 1], np.int32), [2, 2, 2, 2, 2, 2, 2, 1, 1, 0])
+    figures = statistics.figures()
+    assert figures["mean_phone_length"] == 7 / 4
+    assert figures["mean_unit_length"] == 10 / 3
+    assert (figures["num_unaligned_frames"], figures["num_excluded_frames"]) == (1, 2)
+
+
+# The stage ----------------------------------------------------------------------------------------------------------
+
+
+def build_stage(folder: Path, rows: pl.DataFrame) -> QualityStage:
+    """A stage with a random MFCC codebook and a random teacher."""
+    rows.write_parquet(folder / "manifest.parquet")
+    config = ModelConfig(conv_layers=conv_stack(8), dim=16, num_layers=1, num_heads=1, ffn_dim=16, pos_conv_kernel=16)
+    HuBERT(config).save_pretrained(folder / "teacher")
+    generator = torch.Generator().manual_seed(0)
+    metadata = {"source": FeatureSource().identity, "frame_rate": 100}
+    Codebook(20 * torch.randn(6, 39, generator=generator), metadata).save(folder / "codebook.safetensors")
+    return QualityStage(
+        folder,
+        manifest=folder / "manifest.parquet",
+        manifest_key="m",
+        alignments=folder / "alignments.csv",
+        source=FeatureSource(),
+        codebook=folder / "codebook.safetensors",
+        codebook_key="c",
+        checkpoint={"path": str(folder / "teacher"), "sha256": "abc", "num_layers": 1},
+        num_units=4,
+        features=FeatureSettings(max_chunk_seconds=2.0, chunk_context_seconds=0.25),
+    )
+
+
+def write_recordings(folder: Path, seconds: list[float]) -> pl.DataFrame:
+    """Write noise and an alignment that changes between two phones every 0.3 s; the last file has no alignment."""
+    generator = np.random.default_rng(0)
+    values, lines = [], ["fileid,start,end,phone", "elsewhere,0,1,A"]
+    for number, length in enumerate(seconds):
+        path = folder / f"{number}.wav"
+        soundfile.write(path, 0.1 * generator.standard_normal(round(length * 16_000)), 16_000)
+        num_samples = round(length * 16_000)
+        values.append(
+            {"fileid": f"s/{number}", "path": str(path), "num_samples": num_samples, "size": 1, "mtime_ns": 1}
+        )
+        starts = np.arange(0, length, 0.3)
+        if number < len(seconds) - 1:
+            lines += [f"{number},{a:.1f},{min(a + 0.3, length):.1f},{'AB'[i % 2]}" for i, a in enumerate(starts)]
+    (folder / "alignments.csv").write_text("\n".join(lines) + "\n")
+    return pl.DataFrame(values, schema=SCHEMA)
+
+
+def test_the_stage_counts_files_without_alignment_and_alignments_without_file(tmp_path: Path) -> None:
+    figures = build_stage(tmp_path, write_recordings(tmp_path, [1.0, 3.0, 1.5])).run()
+    assert figures["num_unmatched_files"] == 1
+    assert (figures["units"]["num_aligned_files"], figures["units"]["num_files_without_alignment"]) == (2, 1)
+    assert figures["units"]["num_aligned_frames"] == sum((round(s * 16_000) - 400) // 160 + 1 for s in (1.0, 3.0))
+    assert [(row["layer"], row["num_aligned_files"]) for row in figures["layers"]] == [(0, 2), (1, 2)]
+    assert figures["layers"][1]["num_aligned_frames"] == sum((round(s * 16_000) - 400) // 320 + 1 for s in (1.0, 3.0))
+
+
+def test_segments_are_compared_with_the_alignment_of_their_recording(tmp_path: Path) -> None:
+    rows = cut_segments(write_recordings(tmp_path, [1.0, 3.1, 1.5]), 0.7).collect()
+    stage = build_stage(tmp_path, rows)
+    (output,), figures = stage.work({"part": "units"})
+    centres = [
+        offset + 200 + 160 * frame
+        for fileid, offset, length in rows.select("fileid", pl.col("offset").fill_null(0), "num_samples").iter_rows()
+        for frame in range((length - 400) // 160 + 1)
+        if not fileid.startswith("s/2")
+    ]
+    phones = Counter("AB"[centre // 4_800 % 2] for centre in centres)
+    joint = json.loads(output.read_text())
+    assert dict(zip(joint["phones"], np.sum(joint["counts"], axis=1).tolist(), strict=True)) == phones
+    assert figures["units"]["num_files_without_alignment"] == sum(name.startswith("s/2") for name in rows["fileid"])
+
+
+def test_a_long_file_of_which_enough_frames_were_clustered_is_no_wrong_frame_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hubert.evaluation.MAX_CLUSTERED_FRAMES", 100)
+    stage = build_stage(tmp_path, write_recordings(tmp_path, [7.0, 1.0]))
+    _, figures = stage.work({"part": "layers"})
+    mfcc, layer = figures["layers"]
+    assert (mfcc["num_overrun_files"], layer["num_overrun_files"]) == (0, 0)
+    assert layer["num_aligned_frames"] < 200  # two chunks of four
 
 
 def test_the_heat_map_is_ordered_along_a_diagonal() -> None:
