@@ -16,4 +16,7 @@ def summary(figures: Figures) -> str:
     names = ("pnmi", "phone_purity", "cluster_purity")
     rows = [["units of this iteration", *(figures["units"][name] for name in names)]]
     rows += [[f"units of {row['representation']}", *(row[name] for name in names)] for row in figures["layers"]]
-    return f"{cell(figures['units']['num_aligned_frames'])} aligned frames\n\n{table(['', *names], rows)}"
+    units = figures["units"]
+    left_out = f"{cell(units['num_files_without_alignment'])} files without alignment"
+    unknown = f"{cell(figures['num_unmatched_files'])} alignments of files that are not there"
+    return f"{cell(units['num_aligned_frames'])} aligned frames; {left_out}, {unknown}\n\n{table(['', *names], rows)}"
