@@ -1,22 +1,26 @@
 """Training as the references train: 200 steps beside torchaudio's model, and what is dropped and masked on the way."""
 
-from collections.abc import Generator, Iterator
+import itertools
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchaudio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hubert import ops
 from hubert.data import Batch
+from hubert.masks import expected_masked_frames
 from hubert.model import HuBERTPretrain
-from hubert.sizes import ModelConfig
+from hubert.sizes import ModelConfig, num_frames
 from hubert.trainer import Trainer
 from tests.corpus import NUM_UNITS
-from tests.reference import from_torchaudio
+from tests.reference import fairseq_mask, from_torchaudio
 from tests.training import ALONE, SETTINGS, job_of, write_table
 
 QUIET = {"dropout": 0.0, "attention_dropout": 0.0, "input_dropout": 0.0, "layerdrop": 0.0}
@@ -173,3 +177,109 @@ def test_200_steps_in_float64_lose_what_a_plain_loop_around_torchaudios_model_lo
             norms.append(found["grad_norm"])
     assert trainer.counters.step == steps
     # LEARNT
+
+
+# What is dropped and masked -----------------------------------------------------------------------------------------
+
+RATES = {"dropout": 0.1, "attention_dropout": 0.15, "activation_dropout": 0.2, "input_dropout": 0.25, "layerdrop": 0.3}
+
+
+class Shares:
+    """Counts how many of a number of things happened, by the name of the thing."""
+
+    def __init__(self) -> None:
+        self.happened: dict[str, int] = {}
+        self.trials: dict[str, int] = {}
+
+    def add(self, name: str, happened: int, trials: int) -> None:
+        self.happened[name] = self.happened.get(name, 0) + happened
+        self.trials[name] = self.trials.get(name, 0) + trials
+
+    def check(self, name: str, rate: float) -> None:
+        """Compare with a binomial share: within 4.5 standard deviations, which 7 of a million honest ones exceed."""
+        found, deviation = self.happened[name] / self.trials[name], (rate * (1 - rate) / self.trials[name]) ** 0.5
+        assert abs(found - rate) < 4.5 * deviation, f"{name}: {found:.4f} of {self.trials[name]}, expected {rate}"
+
+
+def watch(model: HuBERTPretrain, shares: Shares, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count, in every forward pass of training: zeros that each dropout makes, layers that run, frames that are hidden."""
+
+    def zeros(name: str, places: int = 1) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
+        calls = itertools.count()
+
+        def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+            present = inputs[0] != 0
+            place = f"{name} {next(calls) % places}" if places > 1 else name
+            shares.add(place, int((output[present] == 0).sum()), int(present.sum()))
+
+        return hook
+
+    hubert = model.hubert
+    hubert.input_dropout.register_forward_hook(zeros("input"))
+    hubert.transformer.dropout.register_forward_hook(zeros("positions"))
+    for layer in hubert.transformer.layers:
+        layer.dropout.register_forward_hook(zeros("layer", places=2))  # after attention, after the feed-forward part
+        layer.activation_dropout.register_forward_hook(zeros("activation"))
+        layer.register_forward_hook(lambda *_: shares.add("layers run", 1, 0))
+    hubert.transformer.register_forward_hook(lambda *_: shares.add("layers run", 0, len(hubert.transformer.layers)))
+
+    def count_hidden(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        hidden = (inputs[0] == model.mask_embedding).all(2)
+        assert len(set(hidden.sum(1).tolist())) == 1, "all crops of a batch have as many"
+        shares.add("masked", int(hidden.sum()), hidden.numel())
+
+    hubert.transformer.register_forward_pre_hook(count_hidden)
+    attention = ops.attention
+
+    def count_weights(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, dropout: float) -> Tensor:
+        """Attend to one-hot values as well: the output is then the attention's weights, with those that were dropped."""
+        with torch.random.fork_rng(), torch.no_grad():
+            one_hot = torch.eye(key.shape[2]).expand(*key.shape[:2], -1, -1)
+            weights = attention(query, key, one_hot, key_mask, dropout)
+        shares.add("attention", int((weights == 0).sum()), weights.numel())
+        return attention(query, key, value, key_mask, dropout)
+
+    monkeypatch.setattr(ops, "attention", count_weights)
+
+
+def test_what_is_dropped_and_masked_in_training_is_what_the_settings_say(tmp_path, table, monkeypatch):
+    """Ten steps of the trainer; each rate is another one, so that no two places can be confused."""
+    trainer = Trainer(job_of(tmp_path, table, model=SETTINGS.model | RATES, steps=10, max_seconds=1.5), ALONE)
+    shares = Shares()
+    watch(trainer.model, shares, monkeypatch)
+    expected_masked, all_frames = 0, 0
+    with closing(trainer._load_batches()) as batches:
+        for step in range(10):
+            trainer._step(batches)
+            expected_masked += trainer.plan.num_masked(step)
+            all_frames += sum(crops * frames for crops, frames in trainer.plan.step_frames(step))
+    assert (shares.happened["masked"], shares.trials["masked"]) == (expected_masked, all_frames)
+    assert 0.56 < expected_masked / all_frames < 0.6, "mask_prob 0.8 of spans that overlap: 57 % (tests/test_masks.py)"
+    shares.check("input", RATES["input_dropout"])
+    shares.check("positions", RATES["dropout"])
+    shares.check("layer 0", RATES["dropout"])
+    shares.check("layer 1", RATES["dropout"])
+    shares.check("activation", RATES["activation_dropout"])
+    shares.check("attention", RATES["attention_dropout"])
+    assert shares.trials["layers run"] == 10 * trainer.plan.micro_batches_per_step * 3
+    with torch.no_grad():  # layers are few: more passes through the same transformer, of two frames each
+        for _ in range(400):
+            trainer.model.hubert.transformer(torch.ones(1, 2, trainer.model.config.dim))
+    shares.check("layers run", 1 - RATES["layerdrop"])
+
+
+def test_fairseqs_mask_rule_hides_in_training_what_its_expectation_says(tmp_path, table, monkeypatch):
+    """Micro-batches of a single crop, which are not cut to the smallest row: the share's mean is known."""
+    settings = {"mask_rule": "fairseq", "micro_batch_seconds": 1.0, "batch_seconds": 40.0, "max_seconds": 1.0}
+    trainer = Trainer(job_of(tmp_path, table, model=SETTINGS.model | QUIET, num_crop_lengths=1, **settings), ALONE)
+    shares = Shares()
+    watch(trainer.model, shares, monkeypatch)
+    with closing(trainer._load_batches()) as batches:
+        for _ in range(5):
+            trainer._step(batches)
+    frames = num_frames(16_000)
+    single = expected_masked_frames(frames, 0.8, 10, 2)
+    draws = [int(fairseq_mask(np.random.default_rng(seed), frames, 0.8, 10, 2).sum()) for seed in range(300)]
+    crops = shares.trials["masked"] // frames
+    assert crops == 200
+    assert abs(shares.happened["masked"] / crops - single) < 4.5 * float(np.std(draws)) / crops**0.5
