@@ -109,6 +109,8 @@ def change_recipe(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:
     """
     tables = recipe.model_dump(mode="json", exclude={"sections", "iterations"})
     tables |= {**recipe.sections, "iterations": list(recipe.iterations)}
+    if "preset" in overrides:
+        del tables["preset_sections"]  # of the preset before; without it they are read by the new name
     return build_recipe(apply_overrides(tables, overrides), where="--set")
 
 

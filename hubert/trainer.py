@@ -95,6 +95,7 @@ class Trainer:
         self.plan = CropPlan(self.table.num_samples, self.table.fileid_hash, self.table.frame_rate, settings)
         torch.set_num_threads(settings.num_threads or max(1, _cores() // settings.num_processes))
         self.model = self._build_model().to(world.device).train()
+        self.model.hubert.transformer.checkpointing = settings.activation_checkpointing
         self.gradients = Gradients(self.model.parameters(), NUM_EXTRAS)
         self.optimizer = torch.optim.AdamW(
             [parameter for parameter in self.model.parameters() if parameter.requires_grad],

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hubert import ops
+from hubert.config import TrainSettings
 from hubert.data import Batch
 from hubert.masks import expected_masked_frames
 from hubert.model import HuBERTPretrain
@@ -283,3 +284,31 @@ def test_fairseqs_mask_rule_hides_in_training_what_its_expectation_says(tmp_path
     crops = shares.trials["masked"] // frames
     assert crops == 200
     assert abs(shares.happened["masked"] / crops - single) < 4.5 * float(np.std(draws)) / crops**0.5
+
+
+# Activation checkpointing -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_with_activation_checkpointing_loss_and_gradients_are_the_same_bit_for_bit(tmp_path, table, precision):
+    """With all dropped that can be: the second pass must draw what the first one drew."""
+    losses, gradients, computed = [], [], []
+    for wanted in (False, True):
+        changes = {"activation_checkpointing": wanted, "precision": precision}
+        trainer = Trainer(job_of(tmp_path, table, model=SETTINGS.model | RATES, **changes), ALONE)
+        calls = Shares()
+        for layer in trainer.model.hubert.transformer.layers:
+            layer.register_forward_pre_hook(lambda *_, calls=calls: calls.add("layers", 1, 1))
+        with closing(trainer._load_batches()) as batches:
+            for _ in range(2):
+                trainer._step(batches)
+        losses.append(trainer.window.metrics())
+        gradients.append([parameter.grad for parameter in trainer.model.parameters()])
+        computed.append(calls.happened["layers"])
+    assert losses[0] == losses[1]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*gradients, strict=True))
+    assert computed[1] == 2 * computed[0], "each layer that was not skipped is computed again"
+
+
+def test_activation_checkpointing_belongs_to_how_a_training_is_computed_not_to_what_it_is():
+    assert TrainSettings(activation_checkpointing=True).key_settings() == {}
