@@ -14,6 +14,7 @@ from hubert.config import Recipe, apply_overrides, build_recipe, parse_override,
 from hubert.demo import build_demo_corpus
 from hubert.errors import ConfigError
 from hubert.features import FeatureSource
+from hubert.origins import settle_init
 from hubert.paths import RunFolder, demo_corpus_folder, find_recipe
 from hubert.pipeline import Resolved, resolve
 
@@ -87,7 +88,7 @@ def _change(remembered: Resolved, recipe: Recipe, wishes: Wishes) -> Resolved:
         layer = source.layer if wishes.layer is None else wishes.layer
         chosen = chosen if layer == source.layer else f"given: layer {layer}"
         features = recipe.iteration(remembered.number).features
-        source = FeatureSource.of_layer(Path(source.checkpoint), source.sha256, layer, features)
+        source = FeatureSource.of_layer(Path(source.checkpoint), source.sha256, layer, features, name=source.name)
     elif wishes.layer is not None:
         raise ConfigError(
             f"layer {wishes.layer} was given, but iteration {remembered.number} clusters MFCCs; give `--teacher` too"
@@ -98,6 +99,7 @@ def _change(remembered: Resolved, recipe: Recipe, wishes: Wishes) -> Resolved:
             f"data {str(data)!r}: expected a folder of audio, an archive or a manifest; it does not exist"
         )
     changes: dict[str, Any] = {"recipe": recipe, "data": str(data), "source": vars(source), "chosen": chosen}
+    changes["init"] = settle_init(recipe.iteration(remembered.number).train, remembered.init)
     return remembered.model_copy(update={**changes, "extend": wishes.extend})
 
 
