@@ -69,7 +69,6 @@ def test_a_new_run_starts_at_iteration_2_from_a_teachers_layer_and_goes_on_from_
     for stage in CHAIN:
         code, said, errors = hubert(stage, run, *(options if stage == CHAIN[0] else []))
         assert code == 0, errors
-        import sys, time; print(stage, time.time(), file=sys.__stderr__)
     assert "chosen: step 4, layer 2" in said  # three quarters of two layers: the paper's layer of a later iteration
     assert not (run / "it1").exists()
     resolved = Resolved.load(RunFolder.of(str(run)).settings(2))
