@@ -125,7 +125,9 @@ def reference_losses(
             penalties.append(penalty.item())
         for parameter in model.parameters():
             parameter.grad /= count
-        nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
+        for parameter in model.parameters():  # not `clip_grad_norm_`, whose 1e-6 beside the norm grows over the steps
+            parameter.grad *= min(1.0, 10.0 / norm.item())
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
         yield entropy / count, sum(penalties) / len(penalties)
@@ -142,15 +144,15 @@ def test_200_steps_in_float64_lose_what_a_plain_loop_around_torchaudios_model_lo
     job = job_of(
         tmp_path,
         table,
-        model=SETTINGS.model | QUIET,
+        model=SETTINGS.model | QUIET | {"num_layers": 2},
         steps=steps,
         warmup_steps=warmup,
         learning_rate=peak,
-        micro_batch_seconds=1.0,
-        batch_seconds=2.0,
+        micro_batch_seconds=0.6,
+        batch_seconds=1.2,
         num_crop_lengths=1,
-        min_seconds=1.0,
-        max_seconds=1.0,
+        min_seconds=0.6,
+        max_seconds=0.6,
     )
     trainer = Exact(job, ALONE)
     with torch.no_grad():  # a cosine does not see its scale, its gradient does: the first steps are to be clipped
@@ -271,7 +273,7 @@ def test_what_is_dropped_and_masked_in_training_is_what_the_settings_say(tmp_pat
 
 def test_fairseqs_mask_rule_hides_in_training_what_its_expectation_says(tmp_path, table, monkeypatch):
     """Micro-batches of a single crop, which are not cut to the smallest row: the share's mean is known."""
-    settings = {"mask_rule": "fairseq", "micro_batch_seconds": 1.0, "batch_seconds": 40.0, "max_seconds": 1.0}
+    settings = {"mask_rule": "fairseq", "micro_batch_seconds": 1.0, "batch_seconds": 20.0, "max_seconds": 1.0}
     trainer = Trainer(job_of(tmp_path, table, model=SETTINGS.model | QUIET, num_crop_lengths=1, **settings), ALONE)
     shares = Shares()
     watch(trainer.model, shares, monkeypatch)
@@ -282,7 +284,7 @@ def test_fairseqs_mask_rule_hides_in_training_what_its_expectation_says(tmp_path
     single = expected_masked_frames(frames, 0.8, 10, 2)
     draws = [int(fairseq_mask(np.random.default_rng(seed), frames, 0.8, 10, 2).sum()) for seed in range(300)]
     crops = shares.trials["masked"] // frames
-    assert crops == 200
+    assert crops == 100
     assert abs(shares.happened["masked"] / crops - single) < 4.5 * float(np.std(draws)) / crops**0.5
 
 
