@@ -202,5 +202,8 @@ class ExitRecord:
 def explain_error(error: BaseException) -> str:
     """Return an error's message, with the way out for those that are not ours."""
     if isinstance(error, torch.OutOfMemoryError):
-        return f"the GPU's memory is full: {error}. Fix: lower train.micro_batch_seconds, which starts another training"
+        return (
+            f"the GPU's memory is full: {error}. Fix: `train.activation_checkpointing = true`, with which this training goes "
+            "on from its last checkpoint, or lower train.micro_batch_seconds, which starts another"
+        )
     return str(error) if isinstance(error, HubertError) else f"{type(error).__name__}: {error}"
