@@ -33,7 +33,7 @@ def hubert_iteration(
         data: Folder of audio (or archive, or manifest). Empty: the recipe's own corpus, if it makes one.
         iteration: Number of the iteration, from 1. Empty: the first one that is not finished; after the recipe's last
             one that is one more, with the settings of the last.
-        teacher: Checkpoint folder whose layer is clustered. Empty: MFCC in iteration 1, later what the last one chose.
+        teacher: Checkpoint (folder, file, Hub id, URL) whose layer is clustered. Empty: MFCC, or what iteration - 1 chose.
         layer: Layer of the teacher, from 1. Empty: the layer that the last iteration chose.
         cluster: Name of a file in deployments/clusters, or a path: where the work runs.
         overrides: Settings that win over the recipe, such as {"train": {"steps": 500}}.

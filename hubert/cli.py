@@ -132,7 +132,12 @@ def _add_stage_options(command: Parser) -> None:
         help="name in deployments/recipes, or a TOML file; starts the settings anew",
     )
     command.add_argument("--data", metavar="D", default="", help="folder of audio, archive or manifest")
-    command.add_argument("--teacher", metavar="T", default="", help="checkpoint folder whose layer is clustered")
+    command.add_argument(
+        "--teacher",
+        metavar="T",
+        default="",
+        help="checkpoint whose layer is clustered: folder, file, Hugging Face id or URL",
+    )
     command.add_argument("--layer", metavar="L", type=int, help="layer of the teacher, from 1")
     command.add_argument(
         "--set",

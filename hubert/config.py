@@ -2,9 +2,12 @@
 
 A recipe is a TOML file (`deployments/recipes/*.toml`) that holds only what differs from the defaults below, and the
 defaults are the HuBERT paper's (https://arxiv.org/abs/2106.07447, section IV, and fairseq's
-`examples/hubert/config/pretrain/hubert_base_librispeech.yaml`). Three layers are merged, later ones win:
+`examples/hubert/config/pretrain/hubert_base_librispeech.yaml`). These layers are merged, later ones win:
 
-    PAPER_ITERATIONS[n]  <  the recipe's sections ([train], [kmeans], ...)  <  its n-th [[iterations]] table
+    PAPER_ITERATIONS[n]  <  the recipe's preset  <  its sections ([train], [kmeans], ...)  <  its n-th [[iterations]] table
+
+A preset (`preset = "fairseq"` in a recipe, or `--set preset=fairseq`) holds what another program does otherwise than the
+defaults, as far as these settings can say it: `deployments/recipes/presets/*.toml`.
 
 `Recipe.iteration(n)` gives the merged settings of one iteration. A field marked `affects=False` changes how a stage
 is computed (shard sizes, intervals of logs) but not what it computes, so it never enters the stage's key.
@@ -18,6 +21,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hubert.errors import ConfigError
+from hubert.paths import PRESETS
 
 PAPER_ITERATIONS: tuple[dict[str, dict[str, Any]], ...] = (
     {"kmeans": {"num_units": 100}, "train": {"steps": 250_000}},
@@ -127,43 +131,98 @@ class UnitSettings(Section):
 
 
 class TrainSettings(Section):
-    """Masked prediction (paper, sections III and IV-C). fairseq's key is named where it differs from ours."""
+    """Masked prediction (paper, sections III and IV-C).
 
-    size: Literal["base", "large", "xlarge", "tiny"] = setting("base", "the model's published dimensions")
-    model: dict[str, Any] = setting({}, "overrides of single fields of the size's ModelConfig")
-    seed: int = setting(0, "seed of initialisation, order, crops, masks and dropout", ge=0)
-    steps: int = setting(400_000, "optimizer steps; raising it continues a training", affects=False, ge=1)
-    learning_rate: float = setting(5e-4, "peak learning rate (optimization.lr)", gt=0)
-    warmup_steps: int = setting(32_000, "steps of linear warm-up, then linear to 0 (lr_scheduler.warmup_updates)", ge=0)
-    betas: tuple[float, float] = setting((0.9, 0.98), "AdamW's betas (optimizer.adam_betas)")
-    eps: float = setting(1e-6, "AdamW's epsilon (optimizer.adam_eps)", gt=0)
-    weight_decay: float = setting(0.01, "AdamW's weight decay", ge=0)
-    clip_norm: float = setting(10.0, "largest norm of the gradient (optimization.clip_norm)", gt=0)
-    feature_penalty: float = setting(10.0, "weight of the mean squared conv features (criterion.loss_weights)", ge=0)
-    unmasked_weight: float = setting(0.0, "weight of the unmasked frames' loss (criterion.pred_nomask_weight)", ge=0)
-    batch_seconds: float = setting(2800.0, "audio per optimizer step, whatever the number of GPUs, in seconds", gt=0)
-    micro_batch_seconds: float = setting(87.5, "audio per forward pass of one process, in seconds", gt=0)
-    min_seconds: float = setting(2.0, "shorter utterances are left out, and counted (task.min_sample_size)", ge=0.5)
-    max_seconds: float = setting(15.625, "longer utterances are cropped at random (task.max_sample_size)", gt=0)
+    The key of fairseq's configuration stands in brackets where there is one; the defaults are those of its base recipe,
+    and a comment says why where they are not (docs/training.md lists all differences).
+    """
+
+    size: Literal["base", "large", "xlarge", "tiny"] = setting(
+        "base", "the model's published dimensions [model.encoder_layers, model.encoder_embed_dim, ...]"
+    )
+    model: dict[str, Any] = setting({}, "overrides of single fields of the size's ModelConfig [model.*]")
+    # Enters the key by the weights' hash, not by its spelling: `TrainStage.inputs`.
+    init: str = setting(
+        "fresh",
+        "whose encoder the training starts from: fresh, or a checkpoint's folder, file, Hugging Face id or URL "
+        "[checkpoint.finetune_from_model]",
+        affects=False,
+    )
+    # fairseq's is 1337; its draws are others anyway.
+    seed: int = setting(0, "seed of initialisation, order, crops, masks and dropout [common.seed]", ge=0)
+    steps: int = setting(
+        400_000, "optimizer steps; raising it continues a training [optimization.max_update]", affects=False, ge=1
+    )
+    learning_rate: float = setting(5e-4, "peak learning rate [optimization.lr]", gt=0)
+    warmup_steps: int = setting(32_000, "steps of linear warm-up, then linear to 0 [lr_scheduler.warmup_updates]", ge=0)
+    betas: tuple[float, float] = setting((0.9, 0.98), "AdamW's betas [optimizer.adam_betas]")
+    eps: float = setting(1e-6, "AdamW's epsilon [optimizer.adam_eps]", gt=0)
+    weight_decay: float = setting(0.01, "AdamW's weight decay [optimizer.weight_decay]", ge=0)
+    clip_norm: float = setting(10.0, "largest norm of the gradient [optimization.clip_norm]", gt=0)
+    feature_penalty: float = setting(10.0, "weight of the mean squared conv features [criterion.loss_weights]", ge=0)
+    unmasked_weight: float = setting(0.0, "weight of the unmasked frames' loss [criterion.pred_nomask_weight]", ge=0)
+    batch_seconds: float = setting(
+        2800.0,
+        "audio per optimizer step, whatever the number of GPUs, in seconds "
+        "[dataset.max_tokens x distributed_training.distributed_world_size x optimization.update_freq]",
+        gt=0,
+    )
+    micro_batch_seconds: float = setting(
+        87.5, "audio per forward pass of one process, in seconds [dataset.max_tokens]", gt=0
+    )
+    min_seconds: float = setting(2.0, "shorter utterances are left out, and counted [task.min_sample_size]", ge=0.5)
+    max_seconds: float = setting(15.625, "longer utterances are cropped at random [task.max_sample_size]", gt=0)
+    # fairseq cuts a batch to its shortest utterance: shapes that nobody knows beforehand.
     num_crop_lengths: int = setting(
-        16, "number of crop lengths; each utterance is cut to the longest that it fills", ge=1
+        16, "number of crop lengths; each utterance is cut to the longest that it fills [no key in fairseq]", ge=1
     )
+    # fairseq's rule hides fewer frames the larger a batch is: `hubert.masks`.
     mask_rule: Literal["static", "fairseq"] = setting(
-        "static", "spans cut to a fixed number of frames, or fairseq's draw"
+        "static", "spans cut to a fixed number of frames, or fairseq's draw [no key in fairseq]"
     )
-    mask_prob: float = setting(0.8, "share of frames that spans would cover without overlap", gt=0, le=1)
-    mask_length: int = setting(10, "frames per span", ge=1)
-    min_masks: int = setting(2, "at least this many spans per crop (mask_min_masks)", ge=1)
-    precision: Literal["bf16", "fp32"] = setting("bf16", "arithmetic of forward and backward; weights stay float32")
-    max_nonfinite_steps: int = setting(20, "stop after this many steps in a row whose loss was not finite", ge=1)
-    log_interval: int = setting(200, "steps between two lines of metrics.jsonl", affects=False, ge=1)
-    checkpoint_interval: int = setting(25_000, "steps between two checkpoints", affects=False, ge=1)
+    mask_prob: float = setting(
+        0.8, "share of frames that spans would cover without overlap [model.mask_prob]", gt=0, le=1
+    )
+    mask_length: int = setting(10, "frames per span [model.mask_length]", ge=1)
+    min_masks: int = setting(
+        2, "at least this many spans per crop [no key in fairseq: min_masks = 2 in hubert.py]", ge=1
+    )
+    # Not float16: bfloat16 has float32's range, so no loss scaler and no steps that it spoils.
+    precision: Literal["bf16", "fp32"] = setting(
+        "bf16", "arithmetic of forward and backward; weights stay float32 [common.fp16]"
+    )
+    max_nonfinite_steps: int = setting(
+        20, "stop after this many steps in a row whose loss was not finite [common.min_loss_scale]", ge=1
+    )
+    activation_checkpointing: bool = setting(
+        False,
+        "compute each layer again in the backward pass instead of keeping what it computed: less memory, more time "
+        "[model.checkpoint_activations]",
+        affects=False,
+    )
+    log_interval: int = setting(
+        200, "steps between two lines of metrics.jsonl [common.log_interval]", affects=False, ge=1
+    )
+    checkpoint_interval: int = setting(
+        25_000, "steps between two checkpoints [checkpoint.save_interval_updates]", affects=False, ge=1
+    )
     num_workers: int = setting(
-        4, "threads per training process that read ahead; 0: read between the steps", affects=False, ge=0
+        4,
+        "threads per training process that read ahead; 0: read between the steps [dataset.num_workers]",
+        affects=False,
+        ge=0,
     )
-    num_processes: int = setting(1, "training processes on this machine (torchrun)", affects=False, ge=1)
+    num_processes: int = setting(
+        1,
+        "training processes on this machine (torchrun) [distributed_training.nprocs_per_node]",
+        affects=False,
+        ge=1,
+    )
     num_threads: int = setting(
-        0, "threads per training process; 0: the machine's cores, shared out", affects=False, ge=0
+        0,
+        "threads per training process; 0: the machine's cores, shared out [no key in fairseq]",
+        affects=False,
+        ge=0,
     )
 
     @model_validator(mode="after")
@@ -259,6 +318,9 @@ class Recipe(Section):
     description: str = setting("", "one line that the run form and the report show", affects=False)
     corpus: Literal["", "demo"] = setting("", "corpus that is made on the spot when no data is given", affects=False)
     num_iterations: int = setting(2, "iterations of `hubert-pretraining`", affects=False, ge=1)
+    preset: str = setting("", "name of a preset that lies under the sections", affects=False)
+    # Read when the recipe is, so that a run which goes on does not look the name up again.
+    preset_sections: dict[str, dict[str, Any]] = setting({}, "settings of the preset, by section")
     sections: dict[str, dict[str, Any]] = setting({}, "settings of all iterations, by section")
     iterations: tuple[dict[str, dict[str, Any]], ...] = setting((), "what single iterations change, by section")
 
@@ -268,7 +330,8 @@ class Recipe(Section):
         Raises:
             ConfigError: a section or field does not exist, or values contradict each other; names field and value.
         """
-        merged = merge(_at(PAPER_ITERATIONS, number), self.sections, _at(self.iterations, number))
+        paper = _at(PAPER_ITERATIONS, number)
+        merged = merge(paper, self.preset_sections, self.sections, _at(self.iterations, number))
         try:
             return IterationSettings.model_validate(merged)
         except ValidationError as error:
@@ -314,10 +377,12 @@ def build_recipe(tables: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
                     f"{where}: [[iterations]] sets {name!r}, but all iterations share it; move it to [{name}] at the top level"
                 )
     sections = {name: tables.pop(name) for name in list(tables) if name in SECTIONS}
+    if tables.get("preset"):
+        tables.setdefault("preset_sections", read_preset(tables["preset"], where=where))
     try:
         recipe = Recipe.model_validate({**tables, "sections": sections, "iterations": per_iteration})
     except ValidationError as error:
-        known = ", ".join([*SECTIONS, "description", "corpus", "num_iterations", "[[iterations]]"])
+        known = ", ".join([*SECTIONS, "description", "corpus", "num_iterations", "preset", "[[iterations]]"])
         raise ConfigError(f"{where}: {explain(error)}. Known names: {known}") from error
     for number in range(1, max(recipe.num_iterations, len(per_iteration)) + 1):
         try:
@@ -325,6 +390,19 @@ def build_recipe(tables: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
     return recipe
+
+
+def read_preset(name: str, *, where: str) -> dict[str, dict[str, Any]]:
+    """Read the sections of a preset by its name.
+
+    Raises:
+        ConfigError: there is none of that name; names those that there are.
+    """
+    path = PRESETS / f"{name}.toml"
+    known = sorted(other.stem for other in PRESETS.glob("*.toml"))
+    if name not in known:
+        raise ConfigError(f"{where}: preset = {name!r}: there is no such preset; presets: {', '.join(known)}")
+    return tomllib.loads(path.read_text())
 
 
 def read_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:

@@ -114,7 +114,7 @@ def _choose_device(wanted: str, local_rank: int) -> torch.device:
 
 
 class Gradients:
-    """All gradients of a model in one flat float32 array, with a few numbers at its end that travel along.
+    """All gradients of a model in one flat array of its weights' dtype, with a few numbers at its end that travel along.
 
     The parameters' `.grad` are views of the array, so zeroing, summing over processes, the norm and clipping are one
     operation each. A parameter that no micro-batch used (layerdrop) has a gradient of zeros, on every process alike.
@@ -124,7 +124,7 @@ class Gradients:
     def __init__(self, parameters: Iterable[nn.Parameter], num_extras: int) -> None:
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         self._length = sum(_aligned(parameter.numel()) for parameter in trained)
-        self._flat = torch.zeros(self._length + num_extras, device=trained[0].device)
+        self._flat = torch.zeros(self._length + num_extras, dtype=trained[0].dtype, device=trained[0].device)
         start = 0
         for parameter in trained:
             parameter.grad = self._flat[start : start + parameter.numel()].view_as(parameter)

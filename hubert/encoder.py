@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
+from torch.utils.checkpoint import checkpoint
 
 from hubert import ops
 from hubert.sizes import ModelConfig, num_frames, total_stride
@@ -202,10 +203,15 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Positions and layers. `norm` stands before the layers (base) or after the last one (large, xlarge)."""
+    """Positions and layers. `norm` stands before the layers (base) or after the last one (large, xlarge).
+
+    With `checkpointing` a training step keeps only each layer's input and computes the layer again in the backward
+    pass, with the same random numbers: the same loss and gradients, bit for bit, for a third more multiplications.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.checkpointing = False
         self.norm_first = config.layer_norm_first
         self.layerdrop = config.layerdrop
         self.pos_conv = PositionalConv(config)
@@ -232,8 +238,11 @@ class Transformer(nn.Module):
         x = self.embed(x)
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
+            wanted = frames if index == last else None
             if self.training and self.layerdrop and torch.rand(()).item() < self.layerdrop:
-                x = take(x, frames if index == last else None)
+                x = take(x, wanted)
+            elif self.checkpointing and torch.is_grad_enabled():
+                x, _ = checkpoint(layer, x, key_mask, wanted, use_reentrant=False)
             else:
-                x, _ = layer(x, key_mask, frames if index == last else None)
+                x, _ = layer(x, key_mask, wanted)
         return self.norm(x) if self.norm_first else x

@@ -26,7 +26,8 @@ from hubert.errors import ConfigError
 from hubert.frame_files import FrameWriter
 from hubert.manifest import audio_refs, manifest_digest, plan_shards, scan_manifest, select_sample, shard_digests
 from hubert.model import HuBERT
-from hubert.paths import atomic_write, read_json
+from hubert.origins import read_config
+from hubert.paths import atomic_write
 from hubert.sizes import SAMPLE_RATE, num_frames
 from hubert.stage import Figures, Receipt, Spec, Stage, digest
 from hubert.table import num_units_of
@@ -72,23 +73,29 @@ class FeatureSource:
     layer: int = 0
     before_residual: bool = False
     dtype: str = "float32"
+    name: str = ""
 
     @classmethod
-    def of_layer(cls, checkpoint: Path, sha256: str, layer: int, settings: FeatureSettings) -> "FeatureSource":
-        """Return the source for a layer (from 1) of our checkpoint folder.
+    def of_layer(
+        cls, checkpoint: Path, sha256: str, layer: int, settings: FeatureSettings, *, name: str = ""
+    ) -> "FeatureSource":
+        """Return the source for a layer (from 1) of a checkpoint on this machine, in any format that `HuBERT` loads.
+
+        Args:
+            checkpoint: its folder or file.
+            sha256: of its weights.
+            layer: from 1.
+            settings: the convention by which the layer is read.
+            name: what people call it, such as a Hugging Face id; empty: the name of its folder.
 
         Raises:
-            ConfigError: the folder is no checkpoint, or has no such layer.
+            ConfigError: it has no such layer.
+            DataError: it cannot be loaded.
         """
-        config = read_json(checkpoint / "config.json")
-        if config is None:
-            raise ConfigError(
-                f"teacher {checkpoint}: expected a checkpoint folder with config.json and model.safetensors"
-            )
-        num_layers = int(config["num_layers"]) if "num_layers" in config else int(config["model"]["num_layers"])
+        num_layers = read_config(checkpoint).num_layers
         if not 1 <= layer <= num_layers:
-            raise ConfigError(f"layer {layer}: the teacher {checkpoint} has layers 1 to {num_layers}")
-        return cls(str(checkpoint), sha256, layer, settings.before_residual, settings.dtype)
+            raise ConfigError(f"layer {layer}: the teacher {name or checkpoint} has layers 1 to {num_layers}")
+        return cls(str(checkpoint), sha256, layer, settings.before_residual, settings.dtype, name)
 
     @property
     def is_mfcc(self) -> bool:
@@ -105,11 +112,12 @@ class FeatureSource:
         """What makes two sources the same: the weights' hash, not the place where they lie."""
         if self.is_mfcc:
             return {"kind": "mfcc", "dimension": 39}
-        return {"kind": "layer", **{name: value for name, value in asdict(self).items() if name != "checkpoint"}}
+        places = ("checkpoint", "name")
+        return {"kind": "layer", **{name: value for name, value in asdict(self).items() if name not in places}}
 
     def describe(self) -> str:
         """Return a short name for people."""
-        return "MFCC" if self.is_mfcc else f"layer {self.layer} of {Path(self.checkpoint).name}"
+        return "MFCC" if self.is_mfcc else f"layer {self.layer} of {self.name or Path(self.checkpoint).name}"
 
 
 class FeatureExtractor:

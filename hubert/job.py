@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hubert.config import TrainSettings, explain
 from hubert.errors import ConfigError, DataError, HubertError, TrainingDiverged, TransientError
+from hubert.origins import FRESH, settle_init
 from hubert.paths import read_json, write_json
 
 Horizons = tuple[tuple[int, int], ...]
@@ -57,8 +58,8 @@ class LostOwnershipError(TransientError):
 class Job(BaseModel):
     """One start of a training.
 
-    `horizons` is the learning rate's schedule as (from step, last step) pairs; `init` is `fresh`, or a checkpoint folder
-    whose encoder the training starts from.
+    `horizons` is the learning rate's schedule as (from step, last step) pairs; `init` is `fresh`, or the local checkpoint
+    whose encoder the training starts from (head and mask embedding are new, as they belong to the units).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,7 +71,8 @@ class Job(BaseModel):
     settings: TrainSettings
     horizons: Horizons = ()
     attempt: str = ""
-    init: str = "fresh"
+    init: str = FRESH
+    init_sha256: str = ""
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @property
@@ -79,7 +81,7 @@ class Job(BaseModel):
         return {
             "table": self.table_key,
             "num_units": self.num_units,
-            "init": self.init,
+            "init": self.init_sha256 or self.init,
             "settings": self.settings.key_settings(),
         }
 
@@ -100,11 +102,17 @@ def read_job(path: Path) -> Job:
         raise ConfigError(f"job file {path}: {explain(error)}") from error
     except ValueError as error:
         raise ConfigError(f"job file {path} is neither JSON nor TOML (*.toml): {error}") from error
+    if job.init == FRESH:  # a job that was written by hand
+        found = settle_init(job.settings)
+        job = job.model_copy(update={"init": found["checkpoint"], "init_sha256": found["sha256"]}) if found else job
     return job if job.horizons else job.model_copy(update={"horizons": ((0, job.settings.steps),)})
 
 
 def learning_rate(settings: TrainSettings, horizons: Horizons, update: int) -> float:
     """Return the learning rate of update `update` (from 1): linear warm-up, then linear to 0 just after the horizon.
+
+    This is fairseq's polynomial_decay (power 1, end 0) one update earlier: its first update has a rate of 0, and
+    torchaudio's last one; here each of the updates changes the weights.
 
     The horizon is the one that was recorded for the steps up to here, so a training that was extended and falls back to
     an earlier checkpoint repeats what it did.
@@ -194,5 +202,8 @@ class ExitRecord:
 def explain_error(error: BaseException) -> str:
     """Return an error's message, with the way out for those that are not ours."""
     if isinstance(error, torch.OutOfMemoryError):
-        return f"the GPU's memory is full: {error}. Fix: lower train.micro_batch_seconds, which starts another training"
+        return (
+            f"the GPU's memory is full: {error}. Fix: `train.activation_checkpointing = true`, with which this training goes "
+            "on from its last checkpoint, or lower train.micro_batch_seconds, which starts another"
+        )
     return str(error) if isinstance(error, HubertError) else f"{type(error).__name__}: {error}"

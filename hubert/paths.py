@@ -28,6 +28,7 @@ from hubert.errors import ConfigError
 
 PROJECT = Path(__file__).resolve().parent.parent
 DEPLOYMENTS = PROJECT / "deployments"
+PRESETS = DEPLOYMENTS / "recipes" / "presets"
 
 
 def find_recipe(name: str) -> Path:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+from pydantic import Field
 
 from hubert.chunks import ChunkRule
 from hubert.config import IterationSettings, Recipe, Section, read_recipe
@@ -24,10 +25,11 @@ from hubert.evaluation import ABXStage, QualityStage
 from hubert.features import FeatureSource, FeaturesStage
 from hubert.kmeans import KMeansStage
 from hubert.manifest_stage import ManifestStage
+from hubert.origins import FRESH, find_origin, settle_init
 from hubert.outcome import Outcome, read_outcome
 from hubert.paths import RunFolder, atomic_write, find_recipe, write_json
 from hubert.report import ReportStage
-from hubert.stage import Stage, file_digest
+from hubert.stage import Stage
 from hubert.train import TrainStage
 from hubert.units import UnitsStage
 from hubert.validate import ValidateStage
@@ -43,6 +45,7 @@ class Resolved(Section):
     recipe_name: str
     source: dict[str, Any]
     chosen: str
+    init: dict[str, str] = Field(default_factory=dict)
     extend: bool = False
 
     @property
@@ -87,7 +90,8 @@ def resolve(
         recipe: name or path of the recipe.
         data: the data folder (or audio folder, archive, manifest).
         iteration: number from 1; None: the first one that is not finished.
-        teacher: checkpoint folder whose layer is clustered; empty: the previous iteration's outcome (MFCC in iteration 1).
+        teacher: checkpoint whose layer is clustered: its folder or file, a Hugging Face id or a URL; empty: the previous
+            iteration's outcome (MFCC in iteration 1). With one, no earlier iteration is needed.
         layer: layer of the teacher, from 1; None: the one that the previous iteration chose.
         overrides: settings that win over the recipe.
         extend: continue a finished training to more steps.
@@ -112,6 +116,7 @@ def resolve(
         recipe_name=recipe,
         source=vars(source),
         chosen=chosen,
+        init=settle_init(settings.iteration(number).train),
         extend=extend,
     )
     resolved.iteration.check_paths()
@@ -141,17 +146,15 @@ def choose_source(
 ) -> tuple[FeatureSource, str]:
     """Settle what an iteration clusters, and say why: a given teacher, the previous outcome, or MFCC."""
     if teacher:
-        checkpoint = Path(teacher).expanduser().resolve()
-        if not (checkpoint / "model.safetensors").exists():
-            raise ConfigError(
-                f"teacher {teacher!r}: expected a checkpoint folder with model.safetensors (such as it1/train-…/step-00000400)"
-            )
         if layer is None:
             raise ConfigError(
                 f"teacher {teacher!r} was given without `layer`: say which of its layers is clustered, from 1"
             )
-        sha256 = file_digest(checkpoint / "model.safetensors")
-        return FeatureSource.of_layer(checkpoint, sha256, layer, settings.features), "given: teacher and layer"
+        origin = find_origin(teacher, "teacher")
+        source = FeatureSource.of_layer(
+            Path(origin.checkpoint), origin.sha256, layer, settings.features, name=origin.name
+        )
+        return source, "given: teacher and layer"
     if number == 1:
         if layer is not None:
             raise ConfigError(f"layer {layer} was given for iteration 1 without a teacher; iteration 1 clusters MFCCs")
@@ -254,6 +257,8 @@ class Iteration:
             num_units=self.settings.kmeans.num_units,
             train=self.settings.train,
             extend=self.resolved.extend,
+            init=self.resolved.init.get("checkpoint", FRESH),
+            init_sha256=self.resolved.init.get("sha256", ""),
         )
 
     @cached_property

@@ -14,6 +14,7 @@ from hubert.config import Recipe, apply_overrides, build_recipe, parse_override,
 from hubert.demo import build_demo_corpus
 from hubert.errors import ConfigError
 from hubert.features import FeatureSource
+from hubert.origins import settle_init
 from hubert.paths import RunFolder, demo_corpus_folder, find_recipe
 from hubert.pipeline import Resolved, check_number, resolve
 
@@ -88,7 +89,7 @@ def _change(remembered: Resolved, recipe: Recipe, wishes: Wishes) -> Resolved:
         layer = source.layer if wishes.layer is None else wishes.layer
         chosen = chosen if layer == source.layer else f"given: layer {layer}"
         features = recipe.iteration(remembered.number).features
-        source = FeatureSource.of_layer(Path(source.checkpoint), source.sha256, layer, features)
+        source = FeatureSource.of_layer(Path(source.checkpoint), source.sha256, layer, features, name=source.name)
     elif wishes.layer is not None:
         raise ConfigError(
             f"layer {wishes.layer} was given, but iteration {remembered.number} clusters MFCCs; give `--teacher` too"
@@ -99,6 +100,7 @@ def _change(remembered: Resolved, recipe: Recipe, wishes: Wishes) -> Resolved:
             f"data {str(data)!r}: expected a folder of audio, an archive or a manifest; it does not exist"
         )
     changes: dict[str, Any] = {"recipe": recipe, "data": str(data), "source": vars(source), "chosen": chosen}
+    changes["init"] = settle_init(recipe.iteration(remembered.number).train, remembered.init)
     changed = remembered.model_copy(update={**changes, "extend": wishes.extend})
     changed.iteration.check_paths()
     return changed
@@ -112,6 +114,8 @@ def change_recipe(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:
     """
     tables = recipe.model_dump(mode="json", exclude={"sections", "iterations"})
     tables |= {**recipe.sections, "iterations": list(recipe.iterations)}
+    if "preset" in overrides:
+        del tables["preset_sections"]  # of the preset before; without it they are read by the new name
     return build_recipe(apply_overrides(tables, overrides), where="--set")
 
 

@@ -25,6 +25,7 @@ from hubert.distributed import find_place, join_world
 from hubert.errors import ConfigError, DataError, TransientError
 from hubert.job import Exit, ExitRecord, Horizons, Job, new_attempt, read_job
 from hubert.launch import Event, find_running, follow, launch, stop
+from hubert.origins import FRESH
 from hubert.paths import read_json, write_json
 from hubert.stage import Figures, Plan, Receipt, Spec, Stage
 from hubert.trainer import Trainer
@@ -41,6 +42,8 @@ class TrainStage(Stage):
     steps later need `extend`, which raises the horizon and goes on from the last checkpoint. Fewer are always allowed:
     a longer training's checkpoints hold what was asked for, and one that is not that far yet is trained up to there on
     its recorded schedule.
+
+    `init` is `fresh`, or the local checkpoint whose encoder the training starts from; its weights' hash enters the key.
     """
 
     name: ClassVar[str] = "train"
@@ -50,12 +53,14 @@ class TrainStage(Stage):
     num_units: int
     train: TrainSettings
     extend: bool = False
+    init: str = FRESH
+    init_sha256: str = ""
 
     def settings(self) -> dict[str, Any]:
         return {"num_units": self.num_units, **self.train.key_settings()}
 
     def inputs(self) -> dict[str, str]:
-        return {"table": self.table_key}
+        return {"table": self.table_key} | ({"init": self.init_sha256} if self.init_sha256 else {})
 
     def done(self) -> Figures | None:
         """Return the content of `done.json` if the training has reached the steps that are asked for."""
@@ -172,6 +177,8 @@ class TrainStage(Stage):
             num_units=self.num_units,
             settings=self.train,
             horizons=horizons,
+            init=self.init,
+            init_sha256=self.init_sha256,
         )
 
 

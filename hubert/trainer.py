@@ -25,7 +25,8 @@ from hubert.data import NOISE, Batch, CropPlan, load_batches, mix, samples_of
 from hubert.distributed import Gradients, World, share_integer
 from hubert.errors import ConfigError, TrainingDiverged
 from hubert.job import Exit, Job, learning_rate
-from hubert.model import HuBERTPretrain
+from hubert.model import HuBERT, HuBERTPretrain
+from hubert.origins import FRESH, check_dimensions
 from hubert.sizes import SAMPLE_RATE
 from hubert.stage import digest
 from hubert.table import Table
@@ -95,6 +96,7 @@ class Trainer:
         self.plan = CropPlan(self.table.num_samples, self.table.fileid_hash, self.table.frame_rate, settings)
         torch.set_num_threads(settings.num_threads or max(1, _cores() // settings.num_processes))
         self.model = self._build_model().to(world.device).train()
+        self.model.hubert.transformer.checkpointing = settings.activation_checkpointing
         self.gradients = Gradients(self.model.parameters(), NUM_EXTRAS)
         self.optimizer = torch.optim.AdamW(
             [parameter for parameter in self.model.parameters() if parameter.requires_grad],
@@ -109,8 +111,6 @@ class Trainer:
 
     def _build_model(self) -> HuBERTPretrain:
         torch.manual_seed(mix(self.settings.seed, INITIALISE))
-        if self.job.init != "fresh":
-            return HuBERTPretrain.from_pretrained(self.job.init, num_classes=self.job.num_units)
         return HuBERTPretrain(self.job.num_units, self.settings.size, **self.settings.model)
 
     # The loop ---------------------------------------------------------------------------------------------------
@@ -287,6 +287,7 @@ class Trainer:
             self.folder.cut_metrics(step)
         step = share_integer(self.world, step)
         if not step:
+            self._initialise()
             return
         path = checkpoint_path(self.folder.path, step)
         state = read_state(path)
@@ -299,6 +300,20 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.counters = Counters(**state["counters"])
         self.window = Window(**state["window"])
+
+    def _initialise(self) -> None:
+        """Give the model the encoder that the training starts from; its head stays new, since it belongs to the units.
+
+        Raises:
+            ConfigError: the checkpoint has other dimensions than the settings.
+            DataError: it cannot be loaded.
+        """
+        if self.job.init == FRESH:
+            return
+        encoder = HuBERT.from_pretrained(self.job.init)
+        check_dimensions(encoder.config, self.settings)
+        self.model.hubert.load_state_dict(encoder.state_dict())
+        self.say(f"the encoder's weights are those of {self.settings.init} ({self.job.init})")
 
     def _describe(self) -> str:
         """Say what will be trained on what; nothing is left out silently."""

@@ -1,0 +1,147 @@
+"""A trained model that a run starts from: the teacher whose layer is clustered, or the encoder that a training goes on from.
+
+People name it (`teacher`, `train.init`): a folder, a file, a Hugging Face id or a URL. The name is looked up once, when
+the run is resolved. From then on the model is known by its local path and by the hash of its weights, so neither workers
+nor retries ask the network, and two spellings of one file are the same work. The same weights in a file of another format
+count as others.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hubert.config import TrainSettings
+from hubert.errors import ConfigError
+from hubert.formats import WEIGHTS_FILE
+from hubert.hub import locate
+from hubert.model import HuBERT
+from hubert.paths import read_json
+from hubert.sizes import SIZES, ModelConfig, build_config
+from hubert.stage import digest, file_digest
+
+FRESH = "fresh"
+WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")  # in the order in which a folder's weights are looked for
+
+# What the weights' shapes or the encoder's arithmetic depend on. The rest (dropouts, layerdrop, gradient scaling, the head)
+# is how a training is done, and the recipe says it.
+ENCODER_FIELDS = (
+    "conv_layers",
+    "conv_bias",
+    "extractor_norm",
+    "dim",
+    "num_layers",
+    "num_heads",
+    "ffn_dim",
+    "pos_conv_kernel",
+    "pos_conv_groups",
+    "layer_norm_first",
+    "normalize_waveform",
+)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A model to start from: as it was named, where it lies, and the sha256 of its weights."""
+
+    name: str
+    checkpoint: str
+    sha256: str
+
+
+def find_origin(name: str, setting: str) -> Origin:
+    """Look a model up: on this machine, else on the Hub or at its URL.
+
+    Args:
+        name: folder, file, Hugging Face id or URL.
+        setting: what names it, for errors.
+
+    Raises:
+        ConfigError: there is no such model, or a folder without weights.
+        TransientError: the network failed.
+    """
+    path = Path(name).expanduser()
+    try:
+        path = (path if path.exists() else locate(name)).resolve()
+    except ConfigError as error:
+        raise ConfigError(f"{setting} = {name!r}: {error}") from error
+    return Origin(name, str(path), weights_digest(path, f"{setting} = {name!r}"))
+
+
+def weights_digest(path: Path, where: str) -> str:
+    """Return the sha256 of a checkpoint's weights: of the file, or of a digest of each where a folder has several.
+
+    Raises:
+        ConfigError: the folder holds no weights.
+    """
+    if path.is_file():
+        return file_digest(path)
+    files = [path / WEIGHTS_FILE] if (path / WEIGHTS_FILE).exists() else []
+    for pattern in WEIGHTS:
+        files = files or sorted(path.glob(pattern))
+    if not files:
+        raise ConfigError(
+            f"{where}: expected a checkpoint folder with {WEIGHTS_FILE} (such as it1/train-…/step-00000400), or weights of "
+            f"another program ({', '.join(WEIGHTS[1:])}); found none in {path}"
+        )
+    digests = [(file.name, file_digest(file)) for file in files]
+    return digests[0][1] if len(digests) == 1 else digest(digests)
+
+
+def read_config(checkpoint: Path) -> ModelConfig:
+    """Return the dimensions of a checkpoint: from the configuration of one of ours, else by loading it.
+
+    Raises:
+        DataError: it cannot be loaded.
+    """
+    content = read_json(checkpoint / "config.json") or {}
+    if isinstance(content.get("model"), dict):
+        return ModelConfig.model_validate(content["model"])
+    return HuBERT.from_pretrained(checkpoint).config
+
+
+def settle_init(train: TrainSettings, before: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Look up what a training starts from: the fields of an `Origin`, none for a fresh start.
+
+    Args:
+        train: the settings, whose dimensions must be the checkpoint's.
+        before: what an earlier call returned; the same name is not looked up again.
+
+    Raises:
+        ConfigError: there is no such model, or it has other dimensions.
+    """
+    if train.init == FRESH:
+        return {}
+    if before and before["name"] == train.init:
+        origin = Origin(**before)
+    else:
+        origin = find_origin(train.init, "train.init")
+    check_dimensions(read_config(Path(origin.checkpoint)), train)
+    return asdict(origin)
+
+
+def check_dimensions(found: ModelConfig, train: TrainSettings) -> None:
+    """Make sure that a checkpoint's encoder is the one that the settings describe.
+
+    Nothing is taken over silently: what `hubert plan` and the reports say of a run is worked out from its settings.
+
+    Raises:
+        ConfigError: the dimensions differ; names those of both sides, and the size that fits.
+    """
+    wanted = build_config(train.size, train.model)
+    differing = _differing(found, wanted)
+    if not differing:
+        return
+    theirs, ours = (", ".join(f"{name} = {getattr(config, name)}" for name in differing) for config in (found, wanted))
+    fitting = next((name for name, config in SIZES.items() if not _differing(found, config)), None)
+    if fitting:
+        fix = f"train.size = {fitting!r}, without these fields in train.model"
+    else:
+        fix = "set these fields in train.model to the checkpoint's values"
+    raise ConfigError(
+        f"train.init = {train.init!r} has {theirs}, but train.size = {train.size!r} with train.model has {ours}. Fix: {fix}"
+    )
+
+
+def _differing(found: ModelConfig, wanted: ModelConfig) -> list[str]:
+    return [name for name in ENCODER_FIELDS if getattr(found, name) != getattr(wanted, name)]

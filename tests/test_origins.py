@@ -1,0 +1,234 @@
+"""Starting from a model that exists: a teacher without a first iteration, and an encoder that a training goes on from."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from hubert.config import TrainSettings
+from hubert.errors import ConfigError
+from hubert.job import Exit, read_job
+from hubert.model import HuBERT, HuBERTPretrain
+from hubert.origins import Origin, check_dimensions, find_origin, read_config, settle_init, weights_digest
+from hubert.outcome import read_outcome
+from hubert.paths import RunFolder, write_json
+from hubert.pipeline import Resolved, resolve
+from hubert.remembered import Wishes, settle
+from hubert.sizes import SIZES, build_config
+from hubert.stage import file_digest
+from hubert.train import TrainStage
+from hubert.trainer import Trainer
+from tests.small import SETTINGS as SMALL
+from tests.toy import CHAIN, hubert, write_material
+from tests.training import ALONE, SETTINGS, assert_same_training, job_of, train, write_table
+
+MODEL = SMALL["train"]["model"]
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_material(tmp_path_factory.mktemp("material"))
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that somebody trained: with a head, and with dropouts of its own."""
+    torch.manual_seed(5)
+    folder = tmp_path_factory.mktemp("released") / "their model"
+    HuBERTPretrain(9, "tiny", **MODEL, dropout=0.4).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_table(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder of the dimensions that tests/training.py trains."""
+    torch.manual_seed(6)
+    folder = tmp_path_factory.mktemp("larger") / "encoder"
+    HuBERT(build_config("tiny", SETTINGS.model)).save_pretrained(folder)
+    return folder
+
+
+# A teacher, and no first iteration ------------------------------------------------------------------------------------
+
+
+def test_a_new_run_starts_at_iteration_2_from_a_teachers_layer_and_goes_on_from_an_encoder(
+    material, released, tmp_path
+):
+    """Every stage, by the command line; nothing of iteration 1 is there or needed."""
+    data, recipe = material
+    run = tmp_path / "run"
+    options = ["--recipe", recipe, "--data", data, "--iteration", "2", "--teacher", released, "--layer", "1"]
+    options += ["--set", f"train.init={released}", "train.steps=4"]
+    for stage in CHAIN:
+        code, said, errors = hubert(stage, run, *(options if stage == CHAIN[0] else []))
+        assert code == 0, errors
+    assert "chosen: step 4, layer 2" in said  # three quarters of two layers: the paper's layer of a later iteration
+    assert not (run / "it1").exists()
+    resolved = Resolved.load(RunFolder.of(str(run)).settings(2))
+    sha256 = file_digest(released / "model.safetensors")
+    assert (resolved.source["sha256"], resolved.source["layer"], resolved.init["sha256"]) == (sha256, 1, sha256)
+    log = next((run / "it2").glob("train-*/train.log")).read_text()
+    assert f"the encoder's weights are those of {released}" in log
+    # and the next iteration starts from what this one chose
+    assert read_outcome(RunFolder.of(str(run)), 2) is not None
+    third = resolve(str(run), str(recipe), str(data), iteration=3)
+    assert Path(third.source["checkpoint"]).parent.parent == run / "it2"
+
+
+def test_iteration_1_may_have_a_teacher_too(material, released, tmp_path):
+    data, recipe = material
+    found = resolve(str(tmp_path / "run"), str(recipe), str(data), iteration=1, teacher=str(released), layer=2)
+    assert found.iteration.source.describe() == f"layer 2 of {released}"
+
+
+@pytest.mark.parametrize(
+    ("teacher", "layer", "message"),
+    [
+        ("nobody/nothing-here", 1, r"teacher = 'nobody/nothing-here': "),
+        ("EMPTY", 1, r"expected a checkpoint folder with model\.safetensors.*found none in .*empty"),
+        ("RELEASED", 3, "layer 3: the teacher .*their model has layers 1 to 2"),
+        ("RELEASED", None, "without `layer`"),
+    ],
+)
+def test_a_teacher_that_cannot_be_one_is_refused_before_anything_starts(
+    material, released, tmp_path, teacher, layer, message
+):
+    data, recipe = material
+    (tmp_path / "empty").mkdir()
+    name = {"EMPTY": str(tmp_path / "empty"), "RELEASED": str(released)}.get(teacher, teacher)
+    with pytest.raises(ConfigError, match=message):
+        resolve(str(tmp_path / "run"), str(recipe), str(data), iteration=2, teacher=name, layer=layer)
+    assert not (tmp_path / "run").exists()
+
+
+# What enters the key --------------------------------------------------------------------------------------------------
+
+
+def train_key(material: tuple[Path, Path], run: Path, init: str) -> str:
+    """Return the key of a training on some table, with the encoder as `resolve` finds it."""
+    data, recipe = material
+    resolved = resolve(str(run), str(recipe), str(data), overrides={"train.init": init})
+    origin = {"init": resolved.init["checkpoint"], "init_sha256": resolved.init["sha256"]} if resolved.init else {}
+    return TrainStage(run, run, "t", 9, resolved.iteration.settings.train, **origin).key
+
+
+def test_an_encoder_enters_the_key_by_its_weights_not_by_its_spelling(material, released, tmp_path, monkeypatch):
+    shutil.copytree(released, tmp_path / "copy")
+    changed = HuBERTPretrain.from_pretrained(released)
+    changed.class_embeddings.data += 1
+    changed.save_pretrained(tmp_path / "changed")
+    monkeypatch.chdir(tmp_path)
+    keys = [
+        train_key(material, tmp_path / "run", name) for name in (str(released), "copy", "./copy/", "changed", "fresh")
+    ]
+    assert keys[0] == keys[1] == keys[2]
+    assert len(set(keys)) == 3
+    assert TrainSettings(init="copy").key_settings() == {}
+
+
+def test_weights_of_several_files_are_hashed_together_and_by_name(tmp_path):
+    (tmp_path / "pytorch_model-1.bin").write_bytes(b"one")
+    assert weights_digest(tmp_path, "") == file_digest(tmp_path / "pytorch_model-1.bin")
+    (tmp_path / "pytorch_model-2.bin").write_bytes(b"two")
+    both = weights_digest(tmp_path, "")
+    (tmp_path / "pytorch_model-2.bin").write_bytes(b"other")
+    assert len({both, weights_digest(tmp_path, ""), file_digest(tmp_path / "pytorch_model-1.bin")}) == 3
+    (tmp_path / "model.safetensors").write_bytes(b"ours")
+    assert weights_digest(tmp_path, "") == file_digest(tmp_path / "model.safetensors")
+
+
+def test_a_command_that_goes_on_keeps_what_was_found_and_looks_up_another_name(
+    material, released, tmp_path, monkeypatch
+):
+    data, recipe = material
+    run = str(tmp_path / "run")
+    first = settle(Wishes(run, recipe=str(recipe), data=str(data), overrides=[f"train.init={released}"]))
+
+    def nobody_home(name: str, setting: str) -> Origin:
+        raise ConfigError(f"asked for {name}")
+
+    monkeypatch.setattr("hubert.origins.find_origin", nobody_home)
+    assert settle(Wishes(run, overrides=["train.steps=5"])).init == first.init
+    with pytest.raises(ConfigError, match="asked for another/model"):
+        settle(Wishes(run, overrides=["train.init=another/model"]))
+    assert settle(Wishes(run, overrides=["train.init=fresh"])).init == {}
+
+
+# Dimensions -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_encoder_of_another_size_is_refused_with_both_sides_and_the_size_that_fits(released):
+    settings = TrainSettings(init="facebook/hubert-large-ll60k")
+    with pytest.raises(
+        ConfigError, match=r"hubert-large-ll60k' has .*dim = 1024.*'base'.*dim = 768.*train\.size = 'large'"
+    ):
+        check_dimensions(SIZES["large"], settings)
+    with pytest.raises(
+        ConfigError, match=r"num_layers = 2.*'tiny' with train\.model has.*num_layers = 4.*train\.model"
+    ):
+        settle_init(TrainSettings(size="tiny", init=str(released)))
+
+
+def test_dropouts_layerdrop_and_head_need_not_be_those_of_the_encoder(released):
+    settings = TrainSettings(
+        size="tiny", model=MODEL | {"dropout": 0.2, "layerdrop": 0.1, "final_dim": 8}, init=str(released)
+    )
+    found = settle_init(settings)
+    assert found == vars(find_origin(str(released), "train.init"))
+    assert read_config(released).dropout == 0.4
+
+
+# The trainer ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_training_starts_with_the_encoders_weights_a_fresh_head_and_the_recipes_dropouts(tmp_path, table, larger):
+    job = job_of(tmp_path / "run", table, init=str(larger))
+    trainer = Trainer(job.model_copy(update={"init": str(larger)}), ALONE)
+    fresh = Trainer(job_of(tmp_path / "fresh", table), ALONE)
+    trainer._initialise()
+    expected = HuBERT.from_pretrained(larger).state_dict()
+    found = trainer.model.hubert.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    for name in ("mask_embedding", "class_embeddings"):
+        assert torch.equal(getattr(trainer.model, name), getattr(fresh.model, name))
+    assert trainer.model.config == fresh.model.config
+    assert trainer.model.training
+
+
+def test_a_training_that_goes_on_no_longer_needs_the_encoder_it_started_from(tmp_path, table, larger):
+    """20 steps in one go, and 10 + 10 with the encoder's folder gone in between."""
+    gone = tmp_path / "encoder"
+    jobs = []
+    for name, encoder in (("whole", larger), ("parts", shutil.copytree(larger, gone))):
+        job = job_of(tmp_path / name, table)
+        jobs.append(job.model_copy(update={"init": str(encoder), "init_sha256": weights_digest(encoder, "")}))
+    assert train(jobs[0]) is Exit.FINISHED
+    train(jobs[1].model_copy(update={"settings": jobs[1].settings.model_copy(update={"steps": 10})}))
+    shutil.rmtree(gone)
+    assert train(jobs[1]) is Exit.FINISHED
+    assert_same_training(tmp_path / "parts", tmp_path / "whole")
+    with pytest.raises(ConfigError, match="was trained with other settings"):
+        train(jobs[1].model_copy(update={"init_sha256": "another"}))
+
+
+def test_a_job_written_by_hand_may_name_the_encoder_in_its_settings(tmp_path, table, larger):
+    job = job_of(tmp_path / "run", table, init=str(larger))
+    write_json(tmp_path / "job.json", job.model_dump(mode="json"))
+    found = read_job(tmp_path / "job.json")
+    assert (found.init, found.init_sha256) == (str(larger), file_digest(larger / "model.safetensors"))
+    content = json.loads((tmp_path / "job.json").read_text())
+    content["settings"]["model"]["num_layers"] = 2
+    write_json(tmp_path / "job.json", content)
+    with pytest.raises(ConfigError, match=r"train\.init = .* has num_layers = 3, but .* num_layers = 2"):
+        read_job(tmp_path / "job.json")
+
+
+def test_a_fresh_training_has_the_identity_that_it_had_before_there_was_a_choice(tmp_path, table):
+    assert job_of(tmp_path, table).identity["init"] == "fresh"
