@@ -14,8 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
-import numpy as np
-
 from hubert.errors import DataError, HubertError
 from hubert.standins import ARRAY_WRAPPER, StandIn, plain_dtype, rebuild_array, to_plain
 from hubert.unpickle import DataUnpickler
@@ -115,8 +113,3 @@ class JoblibUnpickler(DataUnpickler):
         return content
 
     dispatch: ClassVar[dict[int, Any]] = DataUnpickler.dispatch | {ord("b"): load_build}  # BUILD
-
-
-def is_array(value: Any) -> bool:
-    """Say whether something is a table of numbers, as centroids are."""
-    return isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype.kind == "f"
