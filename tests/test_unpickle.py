@@ -1,5 +1,6 @@
 """Checkpoints of other programs: what they hold comes out as data, and what they would run does not run."""
 
+import codecs
 import os
 import pickle  # noqa: TID251  (writes what is read here)
 import sys
@@ -211,6 +212,62 @@ def test_instructions_that_no_checkpoint_has_are_refused_in_a_zip_and_bare(tmp_p
     for path in (tmp_path / "x.pt", tmp_path / "x.pkl"):
         with pytest.raises(DataError, match="othing of it was run"):
             load_torch(path)
+
+
+WATCHED = {"import", "exec", "compile", "open", "os.system", "os.posix_spawn", "subprocess.Popen", "pickle.find_class"}
+
+
+def test_no_mutation_of_a_file_makes_python_import_or_run_anything(weights, tmp_path):
+    """Python's own audit events, over files with bytes changed and with pieces of hostile ones put into them."""
+    generator = np.random.default_rng(0)
+    with fairseq_classes() as classes:
+        content = fairseq_checkpoint(classes, {"w": np.ones(3)})
+        sources = [pickle.dumps(content, protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
+    pieces = [piece for piece in ASSEMBLED.values() if len(piece) > 5] + [
+        DICTIONARY,
+        b"cos\nsystem\n",
+        b"R",
+        b"b",
+        b"\x81",
+        b"\x93",
+    ]
+    seen, watching = [], [True]
+    bare, archive = tmp_path / "x.pkl", tmp_path / "x.pt"
+    # What Python and torch import themselves, when they first read a text of the first protocol or a file.
+    codecs.lookup("raw_unicode_escape")
+    torch.save({}, archive)
+    load_torch(archive)
+
+    def hook(event, args):
+        if watching[0] and event in WATCHED and str(args[0]) not in {str(bare), str(archive)}:
+            seen.append((event, args))
+
+    outcomes = {"loaded": 0, "refused": 0}
+    sys.addaudithook(hook)
+    try:
+        for number in range(1500):
+            data = bytearray(sources[number % len(sources)])
+            for _ in range(generator.integers(1, 3)):
+                place = int(generator.integers(2, len(data)))
+                if generator.random() < 0.7:
+                    data[place] = generator.integers(256)
+                else:
+                    piece = pieces[generator.integers(len(pieces))]
+                    data[place:place] = piece.removesuffix(b".").removeprefix(b"\x80\x02")
+            as_zip = number % len(sources) == 2  # torch's protocol
+            if as_zip:
+                zipped(archive, bytes(data))
+            else:
+                bare.write_bytes(data)
+            try:
+                load_torch(archive if as_zip else bare)
+                outcomes["loaded"] += 1
+            except DataError:
+                outcomes["refused"] += 1
+    finally:
+        watching[0] = False
+    assert not seen, "\n".join(f"{event} {args}"[:300] for event, args in seen)
+    assert min(outcomes.values()) > 50  # deep into a file, and not so deep
 
 
 def test_no_refusal_tells_people_to_load_the_file_in_a_way_that_runs_it(tmp_path):
