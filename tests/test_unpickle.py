@@ -1,6 +1,5 @@
 """Checkpoints of other programs: what they hold comes out as data, and what they would run does not run."""
 
-import codecs
 import os
 import pickle  # noqa: TID251  (writes what is read here)
 import sys
@@ -217,6 +216,7 @@ def test_instructions_that_no_checkpoint_has_are_refused_in_a_zip_and_bare(tmp_p
 WATCHED = {"import", "exec", "compile", "open", "os.system", "os.posix_spawn", "subprocess.Popen", "pickle.find_class"}
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_no_mutation_of_a_file_makes_python_import_or_run_anything(weights, tmp_path):
     """Python's own audit events, over files with bytes changed and with pieces of hostile ones put into them."""
     generator = np.random.default_rng(0)
@@ -233,19 +233,18 @@ def test_no_mutation_of_a_file_makes_python_import_or_run_anything(weights, tmp_
     ]
     seen, watching = [], [True]
     bare, archive = tmp_path / "x.pkl", tmp_path / "x.pt"
-    # What Python and torch import themselves, when they first read a text of the first protocol or a file.
-    codecs.lookup("raw_unicode_escape")
     torch.save({}, archive)
-    load_torch(archive)
+    load_torch(archive)  # whatever torch imports at its first file
 
     def hook(event, args):
-        if watching[0] and event in WATCHED and str(args[0]) not in {str(bare), str(archive)}:
+        known = str(args[0]) in {str(bare), str(archive)} or "encodings" in str(args[0])  # Python's codecs, for texts
+        if watching[0] and event in WATCHED and not known:
             seen.append((event, args))
 
     outcomes = {"loaded": 0, "refused": 0}
     sys.addaudithook(hook)
     try:
-        for number in range(1500):
+        for number in range(600):
             data = bytearray(sources[number % len(sources)])
             for _ in range(generator.integers(1, 3)):
                 place = int(generator.integers(2, len(data)))
@@ -264,10 +263,13 @@ def test_no_mutation_of_a_file_makes_python_import_or_run_anything(weights, tmp_
                 outcomes["loaded"] += 1
             except DataError:
                 outcomes["refused"] += 1
+        found = list(seen)
+        unsafe_load(pickle.dumps(payloads(tmp_path / "marker")["open"]))
     finally:
         watching[0] = False
-    assert not seen, "\n".join(f"{event} {args}"[:300] for event, args in seen)
-    assert min(outcomes.values()) > 50  # deep into a file, and not so deep
+    assert {event for event, _ in seen[len(found) :]} >= {"pickle.find_class", "open"}  # so it would have been seen
+    assert not found, "\n".join(f"{event} {args}"[:300] for event, args in found)
+    assert min(outcomes.values()) > 20  # deep into a file, and not so deep
 
 
 def test_no_refusal_tells_people_to_load_the_file_in_a_way_that_runs_it(tmp_path):
