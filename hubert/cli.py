@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hubert import interchange_cli
 from hubert.errors import ConfigError, DataError, HubertError, TrainingDiverged, TransientError
 from hubert.paths import RunFolder, runs_root
 
@@ -113,6 +114,7 @@ def build_parser(*, fit_codebook: "FitCodebook | None" = None) -> tuple[Parser, 
     status.set_defaults(handler=show_status)
     _add_prune(commands)
     _add_plan(commands)
+    interchange_cli.add_commands(commands)
     return parser, commands
 
 
@@ -267,7 +269,7 @@ def fit_here(stage: "KMeansStage") -> Any:
         ConfigError: the recipe asks for dask-ml. The key of the stage says which of the two made the codebook (they differ
             by rounding), so torch must not fill in silently.
     """
-    if stage.kmeans.backend == "dask":
+    if stage.kmeans.backend == "dask" and not stage.kmeans.codebook:
         raise ConfigError(
             "kmeans.backend is 'dask', and this command runs in one process, with torch. Use the console script `hubert` of an "
             "environment with the extra 'service', or say `--set kmeans.backend=torch`: another codebook, equal up to rounding"

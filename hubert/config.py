@@ -115,6 +115,11 @@ class KMeansSettings(Section):
     seeding_frames: int = setting(20_000, "frames on which k-means++ chooses the first centroids", ge=2)
     max_iterations: int = setting(100, "most Lloyd iterations", ge=1)
     tolerance: float = setting(1e-4, "stop when the centroids move less than this, relative to the variance", ge=0)
+    codebook: str | None = setting(
+        None,
+        "label with this codebook (`hubert codebook import`) instead of fitting one; a path, absolute or relative to `data`",
+        affects=False,  # its content enters the key
+    )
     backend: Literal["dask", "torch"] = setting("dask", "Lloyd by dask-ml over the workers, or by torch in one process")
 
     @model_validator(mode="after")

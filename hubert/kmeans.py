@@ -5,6 +5,7 @@ first centroids come from k-means++ on a bounded sample (`choose_seeds`), whoeve
 process, or dask-ml on the cluster's workers (`tasks/kmeans.py`).
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -50,6 +51,12 @@ class Codebook:
         half = centroids.square().sum(1) / 2
         return torch.cat([(half - chunk @ centroids.T).argmin(1) for chunk in features.float().split(CHUNK)])
 
+    @property
+    def content_digest(self) -> str:
+        """Hash of the centroids and of what they were made from, wherever the file lies and came from."""
+        centroids = hashlib.sha256(self.centroids.float().contiguous().numpy().tobytes()).hexdigest()
+        return digest([centroids, list(self.centroids.shape), self.metadata["source"]])
+
     def check_source(self, source: FeatureSource) -> None:
         """Refuse features that the codebook was not made from.
 
@@ -75,9 +82,15 @@ class Codebook:
         """Read a codebook.
 
         Raises:
-            DataError: the file is none of ours.
+            DataError: the file is missing, or none of ours.
         """
-        with safe_open(path, framework="pt") as file:
+        try:
+            opened = safe_open(path, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise DataError(
+                f"{path}: expected a codebook: {error}. One of another program comes in by `hubert codebook import`"
+            ) from error
+        with opened as file:
             header = file.metadata() or {}
             if "codebook" not in header or "centroids" not in file.keys():  # noqa: SIM118  (safe_open is no mapping)
                 raise DataError(
@@ -199,15 +212,35 @@ class KMeansStage(Stage):
     chunks: ChunkRule = DEFAULT_RULE  # in the features' key where it matters; noted in the codebook in any case
 
     def settings(self) -> dict[str, Any]:
+        if self.kmeans.codebook:
+            return {}
         # How the utterances were drawn shows in the features' key.
         sampling = {"sample_fraction", "sample_hours", "min_sample_files"}
         return {name: value for name, value in self.kmeans.key_settings().items() if name not in sampling}
 
     def inputs(self) -> dict[str, str]:
+        if self.kmeans.codebook:
+            return {"features": self.features_key, "codebook": self.given().content_digest}
         return {"features": self.features_key}
 
     def make_plan(self) -> list[Spec]:
         return [{"num_units": self.kmeans.num_units}]
+
+    def given(self) -> Codebook:
+        """Return the codebook that the recipe names, instead of one that is fitted.
+
+        Raises:
+            DataError: there is no such codebook, it has another number of units, or was made from other features.
+        """
+        path = Path(self.kmeans.codebook or "")
+        codebook = Codebook.load(path)
+        if len(codebook) != self.kmeans.num_units:
+            raise DataError(
+                f"{path}: {len(codebook)} units, and kmeans.num_units is {self.kmeans.num_units}; "
+                f"set kmeans.num_units = {len(codebook)}"
+            )
+        codebook.check_source(self.source)
+        return codebook
 
     def lloyd(self, centroids: Tensor) -> tuple[Tensor, int]:
         """Refine the first centroids; `tasks/kmeans.py` does it on Dask workers."""
@@ -219,6 +252,11 @@ class KMeansStage(Stage):
         )
 
     def work(self, spec: Spec) -> tuple[list[Path], Figures]:
+        if self.kmeans.codebook:
+            given = self.given()
+            figures = codebook_figures(self.shards, given)  # how well it fits the features of this corpus
+            given.save(self.path)
+            return [self.path], figures
         seed = self.kmeans.seed
         seeds = choose_seeds(draw_frames(self.shards, self.kmeans.seeding_frames, seed), spec["num_units"], seed)
         centroids, num_iterations = self.lloyd(seeds)

@@ -228,8 +228,10 @@ class Iteration:
         return self._codebook(self.features.shards(), self.features.key)
 
     def _codebook(self, shards: list[Path], features_key: str) -> KMeansStage:
-        chunks = ChunkRule.of(self.settings.features)
-        return KMeansStage(self.home, shards, features_key, self.source, self.settings.kmeans, chunks)
+        kmeans, chunks = self.settings.kmeans, ChunkRule.of(self.settings.features)
+        if kmeans.codebook:
+            kmeans = kmeans.model_copy(update={"codebook": str(self._path(kmeans.codebook))})
+        return KMeansStage(self.home, shards, features_key, self.source, kmeans, chunks)
 
     @cached_property
     def units(self) -> UnitsStage:
@@ -371,9 +373,12 @@ class Iteration:
 
         Raises:
             ConfigError: something is not there; names it.
+            DataError: the codebook that the recipe names is none, or does not fit what this iteration clusters.
         """
         settings = self.settings
         self._paths((*settings.data.audio, *settings.data.validation))
+        if settings.kmeans.codebook:
+            self._codebook([], "").given()
         if settings.abx.item:
             self._paths((settings.abx.item, *settings.abx.audio))
         if settings.quality.alignments:

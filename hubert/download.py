@@ -1,0 +1,260 @@
+"""One file from the web: into a cache, resumed after a broken connection, checked by its hash.
+
+<cache>/<16 hex of the address>/
+    hubert_base.pt            the file, there once it is whole
+    hubert_base.pt.json       its address, size and sha256, which is checked whenever the file is used again
+    hubert_base.pt.part       what has come so far
+    hubert_base.pt.part.json  which version of the file that is part of (ETag or date): another one starts anew
+    lock                      one process fetches, the others wait for it
+"""
+
+import hashlib
+import http.client
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from tqdm import tqdm
+
+from hubert.errors import ConfigError, DataError, TransientError
+from hubert.locks import hold
+from hubert.paths import flush, read_json, remove, write_json
+from hubert.stage import file_digest
+
+ATTEMPTS = 5  # connections in a row that bring nothing new
+PAUSE = 1.0  # seconds before the second of them, doubled each time
+TIMEOUT = 30.0  # seconds without a byte
+BLOCK = 1 << 20
+PASSING = {408, 425, 429}  # and all from 500: worth another try
+
+
+def cache_root() -> Path:
+    """Return the folder of downloads: `hubert-flows` in XDG_CACHE_HOME, else in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hubert-flows"
+
+
+def download(address: str, *, cache_dir: str | Path | None = None, local_files_only: bool = False) -> Path:
+    """Return the local copy of a file on the web; fetch it if there is none.
+
+    Args:
+        address: http(s); the file's hash can follow as `#sha256=...`. A hash in the file's name (`name-1a2b3c4d.pt`, the
+            beginning of its sha256, as torch.hub names files) is checked too.
+        cache_dir: where it is kept; None: `cache_root()`.
+        local_files_only: take what is there, and ask nobody.
+
+    Raises:
+        ConfigError: the host has no such file, or it is not here and must not be fetched.
+        DataError: the file has another hash than promised. It is removed.
+        TransientError: the network or the disk failed. What has come is kept, and the next call goes on from there.
+    """
+    address, _, fragment = address.partition("#")
+    file = _File(
+        address, Path(cache_dir or cache_root()).expanduser() / _short_hash(address), _promised(address, fragment)
+    )
+    if local_files_only and not file.path.exists():
+        raise ConfigError(
+            f"{address}: it is not in the cache ({file.folder}) and local_files_only is set. Fetch it elsewhere, copy it here, "
+            "and give its path"
+        )
+    try:
+        with hold(file.folder, address):
+            if not file.is_whole(repair=not local_files_only):
+                file.fetch()
+    except PermissionError as error:
+        raise ConfigError(
+            f"{file.folder} cannot be written ({error.strerror}); name another folder by `cache_dir` or XDG_CACHE_HOME"
+        ) from error
+    return file.path
+
+
+def _short_hash(address: str) -> str:
+    return hashlib.sha256(address.encode()).hexdigest()[:16]
+
+
+def _promised(address: str, fragment: str) -> str:
+    """Return the hash that an address promises, or its beginning; "" for none.
+
+    Raises:
+        ConfigError: the fragment is something else.
+    """
+    if fragment:
+        match = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
+        if not match:
+            raise ConfigError(
+                f"{address}: expected `#sha256=` and 64 hex digits behind the address, found {fragment!r}"
+            )
+        return match[1].lower()
+    # Digits alone are a date or a number of steps.
+    match = re.search(r"-(?=[0-9]*[a-f])([0-9a-f]{8,64})\.\w+$", urlsplit(address).path)
+    return match[1] if match else ""
+
+
+@dataclass
+class _File:
+    """A file on the web and its place in the cache."""
+
+    address: str
+    folder: Path
+    promised: str
+
+    @property
+    def path(self) -> Path:
+        name = unquote(Path(urlsplit(self.address).path).name)
+        return self.folder / (re.sub(r"[^\w.+-]", "_", name).lstrip(".") or "file")
+
+    @property
+    def record(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.json")
+
+    @property
+    def part(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.part")
+
+    @property
+    def part_record(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.part.json")
+
+    def is_whole(self, *, repair: bool) -> bool:
+        """Say whether the file is here with the hash that was written down. One that was damaged since is removed, to repair it.
+
+        Raises:
+            DataError: it is not the file that the address promises, or is damaged and `repair` is false.
+        """
+        recorded = (read_json(self.record) or {}).get("sha256")
+        if repair and (not self.path.exists() or recorded is None):
+            return False
+        found = file_digest(self.path)
+        if found != recorded:
+            problem = (
+                f"{self.path}: expected sha256 {recorded}, as when it was fetched from {self.address}, found {found}"
+            )
+            if not repair:
+                raise DataError(
+                    f"{problem}. It was damaged since; remove it and fetch it again, where there is a network"
+                )
+            print(f"{problem}; fetching it again")
+            self._forget()
+            return False
+        self._check(found)
+        return True
+
+    def fetch(self) -> None:
+        """Fetch the file, over as many connections as it takes."""
+        idle = 0
+        while True:
+            before = self._have()
+            try:
+                whole = self._receive()
+            except urllib.error.HTTPError as error:
+                self._explain(error)
+                problem: Exception = error
+            except (OSError, http.client.HTTPException) as error:
+                problem = error
+            else:
+                if whole:
+                    break
+                problem = ConnectionError("the connection ended early")
+            idle = 0 if self._have() > before else idle + 1
+            if idle >= ATTEMPTS:
+                raise TransientError(
+                    f"{self.address}: fetching it failed ({problem}); {self._have():,} bytes are kept in {self.part}, and the "
+                    "next call goes on from there. Without a network: fetch it elsewhere, copy it here, and give its path"
+                ) from problem
+            if idle:
+                time.sleep(PAUSE * 2 ** (idle - 1))
+        self._finish()
+
+    def _have(self) -> int:
+        return self.part.stat().st_size if self.part.exists() else 0
+
+    def _receive(self) -> bool:
+        """Receive what is missing over one connection; returns whether the file is whole."""
+        have, version = self._have(), read_json(self.part_record) or {}
+        headers = {"User-Agent": "hubert-flows", "Accept-Encoding": "identity"}
+        tag = _validator(version)
+        if have and tag:
+            headers |= {"Range": f"bytes={have}-", "If-Range": tag}
+        with _opener().open(urllib.request.Request(self.address, headers=headers), timeout=TIMEOUT) as answer:  # noqa: S310
+            if have and not (answer.status == 206 and _starts_at(answer.headers, have)):
+                remove(self.part)  # a host without ranges, or another version of the file: from the beginning
+                have = 0
+            if not have:
+                version = {"etag": answer.headers["ETag"], "modified": answer.headers["Last-Modified"]}
+                write_json(self.part_record, version)
+            length = answer.headers["Content-Length"]
+            total = None if length is None else have + int(length)
+            with (
+                self.part.open("ab") as file,
+                tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=self.path.name, disable=None) as bar,
+            ):
+                while block := answer.read(BLOCK):
+                    file.write(block)
+                    bar.update(len(block))
+        return total is None or self._have() == total
+
+    def _explain(self, error: urllib.error.HTTPError) -> None:
+        """Return if an answer is worth another try.
+
+        Raises:
+            ConfigError: it is not: the file is not there, or not for us.
+        """
+        if error.code == 416:  # there is nothing behind what we have: it is part of a longer version
+            remove(self.part)
+        elif error.code < 500 and error.code not in PASSING:
+            raise ConfigError(
+                f"{self.address}: the host answered {error.code} ({error.reason}). Expected a file; check the address"
+            ) from error
+
+    def _finish(self) -> None:
+        digest = file_digest(self.part)
+        self._check(digest)
+        flush(self.part)
+        size = self._have()
+        self.part.rename(self.path)
+        write_json(self.record, {"address": self.address, "bytes": size, "sha256": digest})
+        remove(self.part_record)
+
+    def _check(self, digest: str) -> None:
+        if not digest.startswith(self.promised):
+            self._forget()
+            raise DataError(
+                f"{self.address}: expected a file whose sha256 is (or begins with) {self.promised}, found {digest}. Likely "
+                "cause: the file was replaced, or changed on its way. It was removed; do not use it unless you know why"
+            )
+
+    def _forget(self) -> None:
+        for path in (self.path, self.record, self.part, self.part_record):
+            remove(path)
+
+
+def _validator(version: dict[str, Any]) -> str | None:
+    """Return what names a version of a file exactly: a strong ETag, else its date."""
+    etag = version.get("etag")
+    return etag if etag and not etag.startswith("W/") else version.get("modified")
+
+
+def _starts_at(headers: Any, position: int) -> bool:
+    """Say whether a part of a file begins where ours ends."""
+    return bool(re.match(rf"bytes {position}-", headers["Content-Range"] or ""))
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """Return what opens http(s) and follows redirections to http(s) only: urllib's own also opens files."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.UnknownHandler,
+    ):
+        opener.add_handler(handler())
+    return opener
