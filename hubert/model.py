@@ -86,7 +86,7 @@ class HuBERT(EncoderFiles):
             before_residual: True gives the feed-forward output of a layer, before it is added to the residual and
                 before the layer's last LayerNorm (minimal_hubert, SpidR). False gives the layer's full output, which
                 fairseq and torchaudio cluster; for large and xlarge this is the residual stream, without the LayerNorm
-                that `forward` (and transformers, in its last hidden state only) applies after the last layer.
+                that `forward` (and transformers, in its `last_hidden_state`) applies after the last layer.
 
         Returns:
             One (B, F, D) for each layer, from layer 1 on.
