@@ -189,9 +189,7 @@ def shortcut(config: ModelConfig) -> str:
     return ""
 
 
-def push_to_hub(
-    folder: str | Path, repo_id: str, *, token: str | None = None, private: bool = False, endpoint: str | None = None
-) -> str:
+def push_to_hub(folder: str | Path, repo_id: str, *, token: str | None = None, private: bool = False) -> str:
     """Upload an exported folder to the Hugging Face Hub, and return the address of the commit.
 
     Args:
@@ -199,7 +197,6 @@ def push_to_hub(
         repo_id: `owner/name`; made if it is not there.
         token: with the right to write; None: what `hf auth login` or the variable HF_TOKEN says.
         private: whether a new repository is private.
-        endpoint: another Hub than the variable HF_ENDPOINT names.
 
     Raises:
         ConfigError: the name is none, or the Hub does not let this token write there.
@@ -218,7 +215,7 @@ def push_to_hub(
             f"{folder}: expected an exported model, {CONFIG_FILE} with {WEIGHTS_FILE} or {TORCHAUDIO_FILE}. "
             f"Fix: hubert export RUN --format transformers --output {folder}"
         )
-    api = HfApi(endpoint=endpoint, token=token)
+    api = HfApi(token=token)
     files = [CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE, TORCHAUDIO_FILE, "README.md"]
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -226,15 +223,19 @@ def push_to_hub(
             folder_path=folder, repo_id=repo_id, allow_patterns=files, commit_message="Upload HuBERT"
         )
     except (HFValidationError, LocalTokenNotFoundError) as error:
-        raise ConfigError(f"{repo_id!r} on the Hugging Face Hub: {error}") from error
+        raise ConfigError(f"{repo_id!r} on the Hugging Face Hub: {_flat(error)}") from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status < 500 and status not in {408, 429}:
             raise ConfigError(
-                f"{repo_id}: the Hub refused ({status}): {error}. Likely cause: the token may not write there; "
+                f"{repo_id}: the Hub refused ({status}): {_flat(error)} Likely cause: the token may not write there; "
                 "`hf auth login`, or set HF_TOKEN"
             ) from error
-        raise TransientError(f"{repo_id}: the Hub failed ({status}): {error}") from error
+        raise TransientError(f"{repo_id}: the Hub failed ({status}): {_flat(error)}") from error
     except network_errors as error:
-        raise TransientError(f"{repo_id}: the Hub cannot be reached: {error}") from error
+        raise TransientError(f"{repo_id}: the Hub cannot be reached: {_flat(error)}") from error
     return str(commit.commit_url)
+
+
+def _flat(error: BaseException) -> str:
+    return " ".join(str(error).split())

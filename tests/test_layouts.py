@@ -129,7 +129,7 @@ def test_the_whole_base_model_is_loaded_from_transformers_and_torchaudio():
         model, again = HuBERT("base").eval(), HuBERT("base").eval()
     generator = torch.Generator().manual_seed(0)
     for name, value in reference.to_empty(device="cpu").state_dict().items():
-        is_scale = name.endswith("norm.weight") or name.endswith("original0")
+        is_scale = name.endswith(("norm.weight", "original0"))
         value.normal_(mean=float(is_scale), std=0.1 if value.ndim == 1 else 0.03, generator=generator)
     model.load_state_dict(reference.state_dict(), assign=True)
     theirs.load_state_dict(rename("torchaudio", model.state_dict()), assign=True)
