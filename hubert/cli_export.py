@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubert.errors import ConfigError
-from hubert.paths import RunFolder, read_json
+from hubert.paths import RunFolder
 
 if TYPE_CHECKING:
+    from hubert.model import HuBERT, HuBERTPretrain
     from hubert.outcome import Outcome
 
 _FORMATS = ("hubert-flows", "transformers", "torchaudio")
@@ -53,7 +54,6 @@ def export_model(args: argparse.Namespace) -> None:
         ConfigError: there is no such run, or it has no outcome; the format cannot hold the model.
         DataError: the checkpoint is missing, damaged or of no known layout.
     """
-    from hubert.model import HuBERT, HuBERTPretrain
     from hubert.model_card import write_card
 
     if args.head and args.format == "transformers":
@@ -62,9 +62,7 @@ def export_model(args: argparse.Namespace) -> None:
         )
     folder, outcome = _find_outcome(args.model, args.iteration)
     checkpoint = args.model if outcome is None else outcome.checkpoint
-    # transformers keeps a trained mask embedding, which stands beside the head
-    wants_head = args.head or (args.format == "transformers" and _has_head(checkpoint))
-    model = (HuBERTPretrain if wants_head else HuBERT).from_pretrained(checkpoint)
+    model = _load(checkpoint, args.format, head=args.head)
     output = args.output.expanduser().absolute()
     model.save_pretrained(output, format=args.format)
     facts = {} if outcome is None or folder is None else _facts_of_run(folder, outcome)
@@ -124,6 +122,18 @@ def _facts_of_run(folder: RunFolder, outcome: "Outcome") -> dict[str, Any]:
     return {"outcome": outcome, "sha256": outcome.sha256, "findings": findings, "resolved": resolved}
 
 
-def _has_head(checkpoint: str) -> bool:
-    """Say whether a folder is ours and has a head."""
-    return "num_classes" in (read_json(Path(checkpoint).expanduser() / "config.json") or {})
+def _load(checkpoint: str, format: str, *, head: bool) -> "HuBERT | HuBERTPretrain":  # noqa: A002  (the option's name)
+    """Load what is written: the encoder, with the head if it is asked for.
+
+    For transformers a head is loaded where there is one: beside it stands the mask embedding, which that format keeps.
+
+    Raises:
+        ConfigError: the head is asked for, and there is none.
+    """
+    from hubert.formats import read_pretrained
+    from hubert.model import HuBERT, HuBERTPretrain
+
+    has_head = (head or format == "transformers") and read_pretrained(checkpoint).whole_head(None) is not None
+    if head and not has_head:
+        raise ConfigError(f"--head: {checkpoint} is an encoder without a pretraining head; leave the option out")
+    return HuBERTPretrain.from_pretrained(checkpoint) if has_head else HuBERT.from_pretrained(checkpoint)

@@ -139,7 +139,9 @@ def read_folder(folder: Path, where: str, weights: Path | None = None) -> Pretra
         DataError: one of the files is missing, damaged or something else.
     """
     content = read_json(folder / CONFIG_FILE)
-    weights = weights or next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
+    named = (content or {}).get("weights")  # in a folder for torchaudio; files of an older export may lie beside
+    names = [named, *WEIGHT_FILES] if named in WEIGHT_FILES else WEIGHT_FILES
+    weights = weights or next((folder / name for name in names if (folder / name).exists()), None)
     if content is None and (weights is None or (folder / CONFIG_FILE).exists()):
         raise DataError(
             f"{folder / CONFIG_FILE}: expected a JSON object, found nothing readable; the folder is no checkpoint"

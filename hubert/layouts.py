@@ -29,6 +29,7 @@ ENCODER = "hubert."  # before the encoder's names in a HuBERTPretrain
 HEAD = ("mask_embedding", "final_projection.weight", "final_projection.bias", "class_embeddings")
 
 _LAYER = "transformer.layers.{i}."
+_ATTENTION = ("attention.query", "attention.key", "attention.value", "attention.output")
 _MODULES = (
     "extractor.layers.{i}.conv",
     "extractor.layers.{i}.norm",
@@ -36,19 +37,7 @@ _MODULES = (
     "projection",
     "transformer.pos_conv.conv",
     "transformer.norm",
-    *(
-        _LAYER + part
-        for part in (
-            "attention.query",
-            "attention.key",
-            "attention.value",
-            "attention.output",
-            "attention_norm",
-            "ffn_in",
-            "ffn_out",
-            "ffn_norm",
-        )
-    ),
+    *(_LAYER + part for part in (*_ATTENTION, "attention_norm", "ffn_in", "ffn_out", "ffn_norm")),
 )
 _WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
 _LEAF = r"(?P<leaf>weight|bias|weight_g|weight_v|parametrizations\.weight\.original[01])"
@@ -341,7 +330,7 @@ def class_rows(rows: int, layout: str, *, symbols: Sequence[str] | None, num_cla
         in_order = sorted(numbers) == list(range(len(units)))
         return [numbers[unit] for unit in range(len(units))] if in_order else units
     has_special = layout == "fairseq" and rows > len(_SPECIAL) and num_classes != rows
-    return list(range(len(_SPECIAL) if has_special else 0, rows))
+    return list(range(len(_SPECIAL) * has_special, rows))
 
 
 def select_classes(

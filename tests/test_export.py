@@ -2,10 +2,7 @@
 
 import base64
 import json
-import os
 import re
-import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -163,22 +160,33 @@ def test_what_a_format_cannot_hold_is_refused_before_anything_is_written(tmp_pat
     assert torchaudio_config(BASE_LIKE, None)["arguments"]["aux_num_out"] is None
 
 
+def test_an_export_into_the_folder_of_another_one_is_what_is_read(tmp_path):
+    old, new = build(BASE_LIKE), build(BASE_LIKE)
+    with torch.no_grad():
+        new.hubert.projection.bias.add_(1)
+    for kind in ("torchaudio", "transformers", "torchaudio", "hubert-flows", "transformers"):
+        new.save_pretrained(tmp_path, format=kind)
+        assert_equal(HuBERT.from_pretrained(tmp_path), new.hubert)
+        old, new = new, old
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["hubert_flows"]["dropout"] = 7
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"hubert_flows: dropout = 7: .*edited, or written by another version"):
+        HuBERT.from_pretrained(tmp_path)
+
+
 # Commands -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def run(tmp_path) -> tuple[RunFolder, HuBERTPretrain]:
-    """A run of two iterations whose reports are there, and the second one's checkpoint."""
-    folder = RunFolder(tmp_path / "runs" / "my-run")
-    for number in (1, 2):
-        stage = make_iteration(folder.root, number)
-        stage.run()
-        outcome = dict(stage.outcome)
-        checkpoint = Path(outcome["checkpoint"])
-        checkpoint.mkdir(parents=True, exist_ok=True)
-        folder.outcome(number).write_text(json.dumps(outcome))
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> tuple[RunFolder, HuBERTPretrain]:
+    """A run of two finished iterations, with the second one's report and checkpoint."""
+    folder = RunFolder(tmp_path_factory.mktemp("runs") / "my-run")
+    make_iteration(folder.root, 1)
+    stage = make_iteration(folder.root, 2)
+    stage.run()
     model = build(BASE_LIKE)
-    model.save_pretrained(checkpoint)
+    model.save_pretrained(Path(stage.outcome["checkpoint"]))
     return folder, model
 
 
@@ -206,7 +214,7 @@ def test_a_run_is_exported_with_a_card_that_tells_its_figures(run, tmp_path, cap
     assert f"hidden_states[{outcome['layer']}]" in card
     assert "Not stated" in card
     assert "license:" not in card.split("---")[1], "which a person has to say"
-    assert str(tmp_path) not in card, "no folder of this machine"
+    assert str(folder.root) not in card, "no folder of this machine"
     assert (
         main(["export", str(folder.root), "--iteration", "3", "--format", "torchaudio", "--output", str(output)]) == 2
     )
@@ -242,9 +250,12 @@ def test_a_checkpoint_is_exported_without_a_run(run, tmp_path, capsys):
     assert main(["export", checkpoint, "--format", "torchaudio", "--head", "--output", str(output)]) == 0
     assert_equal(HuBERTPretrain.from_pretrained(output), model)
     assert "How it was made" not in (output / "README.md").read_text()
+    model.hubert.save_pretrained(tmp_path / "encoder")
+    assert main(["export", str(tmp_path / "encoder"), "--format", "transformers", "--output", str(output)]) == 0
     for arguments, message in (
         ([checkpoint, "--iteration", "1", "--format", "torchaudio"], "only runs have iterations"),
         ([checkpoint, "--head", "--format", "transformers"], "transformers has no pretraining head"),
+        ([str(tmp_path / "encoder"), "--head", "--format", "torchaudio"], "an encoder without a pretraining head"),
         (["no-such-run", "--format", "torchaudio"], "run 'no-such-run'"),
     ):
         assert main(["export", *arguments, "--output", str(output)]) == 2
@@ -360,12 +371,11 @@ def test_a_push_that_fails_says_why(hub, tmp_path, monkeypatch):
         push_to_hub(tmp_path / "model", "me/model", token=SECRET)
 
 
-def test_hubert_push_uses_the_environments_hub_and_token(hub, tmp_path):
+def test_hubert_push_uses_the_token_of_the_environment(hub, tmp_path, monkeypatch, capsys):
     handler, address = hub
     build(BASE_LIKE).save_pretrained(tmp_path / "model", format="transformers")
-    environment = os.environ | {"HF_ENDPOINT": address, "HF_TOKEN": SECRET, "HF_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-m", "hubert", "push", str(tmp_path / "model"), "me/model"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith(f"{address}/me/model/commit/abc")
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    assert main(["push", str(tmp_path / "model"), "me/model"]) == 0
+    assert capsys.readouterr().out.strip().endswith(f"{address}/me/model/commit/abc")
     assert_all_signed(handler)
     assert "model.safetensors" in handler.files

@@ -18,6 +18,7 @@ from tests.test_model import (
     BASE_LIKE,
     LARGE_LIKE,
     LARGE_LIKE_BIAS,
+    QUIET,
     SMALL,
     assert_near,
     shaken,
@@ -253,6 +254,17 @@ def test_our_own_names_are_taken_as_they_are():
         assert all(value.equal(source.hubert.state_dict()[name]) for name, value in encoder.state_dict().items())
 
 
+def test_our_weights_alone_say_their_sizes(tmp_path):
+    """model.safetensors without the config.json that it came with."""
+    model = HuBERTPretrain(7, build_config(BASE_LIKE, {"dim": 64, "num_heads": 1}))
+    model.save_pretrained(tmp_path / "whole")
+    lone = (tmp_path / "whole" / "model.safetensors").rename(tmp_path / "lone.safetensors")
+    found = HuBERTPretrain.from_pretrained(lone)
+    assert found.config.model_copy(update=QUIET) == model.config
+    assert found.config.dropout == SIZES["base"].dropout
+    assert all(value.equal(found.state_dict()[name]) for name, value in model.state_dict().items())
+
+
 # What is refused ------------------------------------------------------------------------------------------------------
 
 
@@ -361,17 +373,11 @@ def test_a_fairseq_checkpoint_says_its_settings_and_the_order_of_its_units(tmp_p
 def test_settings_are_found_in_every_place_where_fairseq_and_s3prl_put_them():
     model = {"encoder_attention_heads": 8, "dropout": 0.3, "activation_fn": "gelu"}
     expected = {"num_heads": 8, "dropout": 0.3, "normalize_waveform": True}
-    node = lambda value: SimpleNamespace(_val=value)  # noqa: E731
-    omega = SimpleNamespace(_content={name: node(value) for name, value in model.items()})
     for content in (
         {"cfg": {"model": model, "task": {"normalize": True}}},
         {"args": SimpleNamespace(**model, normalize=True), "cfg": None},
         {"model_cfg": model, "task_cfg": {"normalize": True}},
-        {
-            "cfg": SimpleNamespace(
-                _content={"model": omega, "task": SimpleNamespace(_content={"normalize": node(True)})}
-            )
-        },
+        {"cfg": SimpleNamespace(model=SimpleNamespace(**model), task=SimpleNamespace(normalize=True))},
         {"cfg": {"model": {"w2v_args": {"model": model, "task": {"normalize": True}}, "dropout": 0.9}}},
     ):
         assert fairseq_settings(content) == expected
