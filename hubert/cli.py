@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubert import interchange_cli
+from hubert import cli_export, interchange_cli
 from hubert.errors import ConfigError, DataError, HubertError, TrainingDiverged, TransientError
 from hubert.paths import RunFolder, runs_root
 
@@ -114,6 +114,7 @@ def build_parser(*, fit_codebook: "FitCodebook | None" = None) -> tuple[Parser, 
     status.set_defaults(handler=show_status)
     _add_prune(commands)
     _add_plan(commands)
+    cli_export.add_commands(commands)
     interchange_cli.add_commands(commands)
     return parser, commands
 

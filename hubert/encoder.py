@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from hubert import ops
 from hubert.sizes import ModelConfig, num_frames, total_stride
 
-EPS = 1e-5  # of every normalisation
+EPS = 1e-5  # of the normalisations in the extractor; the transformer has its own in ModelConfig
 
 
 class Linear(nn.Linear):
@@ -179,10 +179,10 @@ class Layer(nn.Module):
         super().__init__()
         self.norm_first = config.layer_norm_first
         self.attention = Attention(config)
-        self.attention_norm = nn.LayerNorm(config.dim, eps=EPS)
+        self.attention_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
         self.ffn_in = Linear(config.dim, config.ffn_dim)
         self.ffn_out = Linear(config.ffn_dim, config.dim)
-        self.ffn_norm = nn.LayerNorm(config.dim, eps=EPS)
+        self.ffn_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
         self.activation_dropout = nn.Dropout(config.activation_dropout)
 
@@ -215,7 +215,7 @@ class Transformer(nn.Module):
         self.norm_first = config.layer_norm_first
         self.layerdrop = config.layerdrop
         self.pos_conv = PositionalConv(config)
-        self.norm = nn.LayerNorm(config.dim, eps=EPS)
+        self.norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         for module in self.layers.modules():

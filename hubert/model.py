@@ -6,25 +6,24 @@
 Shapes: B utterances, T samples, F frames, D width of the model, K classes, N masked frames of a batch.
 """
 
-import warnings
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hubert import ops
-from hubert.encoder import EPS, FeatureExtractor, Linear, Transformer
+from hubert.encoder import FeatureExtractor, Linear, Transformer
 from hubert.errors import ConfigError, DataError
-from hubert.formats import encoder_weights, fill, known_huberts, read_folder, write_folder
+from hubert.formats import known_huberts
 from hubert.inputs import check_lengths, clear_padding, frame_mask, normalize
+from hubert.loading import EncoderFiles, PretrainFiles
 from hubert.sizes import ModelConfig, build_config, num_frames
 
 __all__ = ["HuBERT", "HuBERTPretrain", "known_huberts"]
 
 
-class HuBERT(nn.Module):
+class HuBERT(EncoderFiles):
     """The encoder: waveforms at 16 kHz in, frames at 50 Hz out.
 
     A new model has random weights, drawn from torch's generator as fairseq draws them.
@@ -41,7 +40,7 @@ class HuBERT(nn.Module):
         self.config = config = build_config(size)
         self.extractor = FeatureExtractor(config)
         channels = config.conv_layers[-1][0]
-        self.projection_norm = nn.LayerNorm(channels, eps=EPS)
+        self.projection_norm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
         self.projection = Linear(channels, config.dim)
         self.input_dropout = nn.Dropout(config.input_dropout)
         self.transformer = Transformer(config)
@@ -87,7 +86,7 @@ class HuBERT(nn.Module):
             before_residual: True gives the feed-forward output of a layer, before it is added to the residual and
                 before the layer's last LayerNorm (minimal_hubert, SpidR). False gives the layer's full output, which
                 fairseq and torchaudio cluster; for large and xlarge this is the residual stream, without the LayerNorm
-                that `forward` (and transformers, in its last hidden state only) applies after the last layer.
+                that `forward` (and transformers, in its `last_hidden_state`) applies after the last layer.
 
         Returns:
             One (B, F, D) for each layer, from layer 1 on.
@@ -145,26 +144,8 @@ class HuBERT(nn.Module):
         x = x * valid[:, :, None]  # the positional convolution looks 64 frames around
         return x, valid[:, None, None]
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` into a folder; each is written whole or not at all."""
-        write_folder(folder, self, self.config)
 
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
-        """Load a folder that `save_pretrained` of either class wrote, without the head, in evaluation mode.
-
-        Raises:
-            ConfigError: a Hub id or URL; this version loads folders.
-            DataError: the folder or one of its files is missing, damaged or something else.
-        """
-        config, _, weights = read_folder(folder)
-        with torch.device("meta"):  # no random weights for nothing
-            model = cls(config)
-        fill(model, encoder_weights(weights), folder)
-        return model.eval()
-
-
-class HuBERTPretrain(nn.Module):
+class HuBERTPretrain(PretrainFiles):
     """A HuBERT with what masked prediction needs: mask embedding, final projection, one embedding per class.
 
     Args:
@@ -266,43 +247,6 @@ class HuBERTPretrain(nn.Module):
                 ops.linear(projected, F.normalize(self.class_embeddings.float(), dim=1)) / self.config.logit_temperature
             )
             return F.cross_entropy(logits, targets, reduction="none"), logits.detach().argmax(1)
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` into a folder; each is written whole or not at all."""
-        write_folder(folder, self, self.config, self.num_classes)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, num_classes: int | None = None) -> Self:
-        """Load a folder that `save_pretrained` of either class wrote, in evaluation mode.
-
-        Args:
-            folder: our own folder, with or without a head.
-            num_classes: of the head; needed where the folder has none or one of another size. The head is then new
-                (random), and a warning says so.
-
-        Raises:
-            ConfigError: no head and no `num_classes`; a Hub id or URL, as this version loads folders.
-            DataError: the folder or one of its files is missing, damaged or something else.
-        """
-        config, saved_classes, weights = read_folder(folder)
-        num_classes = saved_classes if num_classes is None else num_classes
-        if num_classes is None:
-            raise ConfigError(
-                f"{folder} holds an encoder without a head; expected num_classes, the number of units of the codebook, "
-                "to give it a new one"
-            )
-        if num_classes == saved_classes:
-            with torch.device("meta"):
-                model = cls(num_classes, config)
-            fill(model, weights, folder)
-            return model.eval()
-        found = "no head" if saved_classes is None else f"a head of {saved_classes} classes"
-        warnings.warn(
-            f"{folder} has {found}: the head of {num_classes} classes is new, with random weights", stacklevel=2
-        )
-        model = cls(num_classes, config)
-        fill(model.hubert, encoder_weights(weights), folder)
-        return model.eval()
 
 
 def _check_frames(shape: torch.Size, labels: Tensor, mask: Tensor, num_classes: int) -> None:

@@ -24,7 +24,7 @@ from hubert.remembered import Wishes, settle
 from tests.toy import CHAIN, hubert, write_material
 
 PROJECT = Path(__file__).parent.parent
-COMMANDS = (*cli.STAGES, "status", "prune", "plan")
+COMMANDS = (*cli.STAGES, "status", "prune", "plan", "export", "push")
 
 
 @pytest.fixture(scope="module")

@@ -532,21 +532,48 @@ def test_damaged_and_unknown_folders_are_named(tmp_path):
     config.write_text(json.dumps(content | {"model": content["model"] | {"dim": 33}}))
     assert_refused(r"dim \(33\) must be a multiple of num_heads \(4\)")
     config.write_text(json.dumps({"architectures": ["HubertModel"], "model_type": "hubert"}))
-    assert_refused("expected a checkpoint of this project")
+    assert_refused("found none of model.safetensors")
+    config.write_text(json.dumps({"architectures": ["Wav2Vec2Model"], "model_type": "wav2vec2"}))
+    save_file(tensors, weights)
+    assert_refused("model_type = 'wav2vec2'")
+    weights.unlink()
     config.write_text("{")
     assert_refused("expected a JSON object")
     with pytest.raises(DataError, match="nowhere: expected a checkpoint folder"):
         HuBERT.from_pretrained(tmp_path / "nowhere")
 
 
-def test_published_checkpoints_are_known_and_not_yet_loaded():
+def test_what_is_no_path_here_is_looked_for_by_the_hub(tmp_path, monkeypatch):
+    """With the same options for both classes; a missing path is an error and no question to the Hub."""
+    HuBERTPretrain(NUM_CLASSES, BASE_LIKE).save_pretrained(tmp_path / "model")
+    calls: list[tuple[str, dict]] = []
+
+    def locate(name, **options):
+        calls.append((name, options))
+        return tmp_path / "model"
+
+    monkeypatch.setattr("hubert.hub.locate", locate)
+    options = {"revision": "v1", "token": "secret", "cache_dir": tmp_path, "local_files_only": True}
     known = known_huberts()
     assert list(known) == ["base", "large", "xlarge"]
     assert known["base"]["huggingface"] == "facebook/hubert-base-ls960"
     for checkpoint in known.values():
-        for name in (checkpoint["huggingface"], checkpoint["fairseq"]):
-            with pytest.raises(ConfigError, match="loads its own checkpoint folders only"):
-                HuBERT.from_pretrained(name)
+        for name in (checkpoint["huggingface"], checkpoint["fairseq"], checkpoint["torchaudio"]):
+            for kind in (HuBERT, HuBERTPretrain):
+                assert kind.from_pretrained(name, **options).config == BASE_LIKE
+                assert calls.pop() == (name, options)
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for missing in (tmp_path / "nothing", "runs/nothing", "./nothing", "runs/it1/train/step-1", "nothing"):
+        with pytest.raises(DataError, match="expected a checkpoint folder"):
+            HuBERT.from_pretrained(missing)
+    assert not calls
+
+
+def test_torchaudios_addresses_are_those_of_its_bundles():
+    for size, checkpoint in known_huberts().items():
+        bundle = getattr(torchaudio.pipelines, f"HUBERT_{size.upper()}")
+        assert checkpoint["torchaudio"] == f"https://download.pytorch.org/torchaudio/models/{bundle._path}"
 
 
 def test_wrong_configurations_are_refused_with_field_and_value():
