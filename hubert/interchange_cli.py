@@ -119,9 +119,10 @@ def build_source(args: argparse.Namespace) -> "FeatureSource":
             )
         checkpoint, sha256 = args.checkpoint, args.sha256.lower()
         if not sha256:
-            from hubert.hub import locate
+            from hubert.origins import find_origin
 
-            checkpoint, sha256 = _weights(locate(args.checkpoint))
+            origin = find_origin(args.checkpoint, "--checkpoint")
+            checkpoint, sha256 = origin.checkpoint, origin.sha256
         if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
             raise ConfigError(f"--sha256 {sha256}: expected 64 hex digits")
         if args.layer < 1:
@@ -133,24 +134,6 @@ def build_source(args: argparse.Namespace) -> "FeatureSource":
             "of other features cannot label them"
         )
     return source
-
-
-def _weights(place: Path) -> tuple[str, str]:
-    """Return a checkpoint's absolute path and the sha256 of its weights.
-
-    Raises:
-        ConfigError: a folder without weights.
-    """
-    from hubert.stage import file_digest
-
-    place = place.absolute()
-    names = ("model.safetensors", "pytorch_model.bin")
-    files = [place] if place.is_file() else [place / name for name in names if (place / name).exists()]
-    if not files:
-        raise ConfigError(
-            f"--checkpoint {place}: expected {' or '.join(names)} in the folder; give --sha256 if it is elsewhere"
-        )
-    return str(place), file_digest(files[0])
 
 
 def run_export(args: argparse.Namespace) -> None:

@@ -1,12 +1,8 @@
 """Out and back: transformers' and torchaudio's own loaders take what we write, bit for bit; the card; the Hub."""
 
-import base64
 import json
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
@@ -19,6 +15,7 @@ from hubert.errors import ConfigError, DataError, TransientError
 from hubert.export import push_to_hub, shortcut, torchaudio_config, transformers_config
 from hubert.paths import RunFolder
 from hubert.sizes import SIZES, build_config
+from tests.servers import upload_hub
 from tests.test_model import BASE_LIKE, LARGE_LIKE_BIAS, NUM_CLASSES, assert_near, shaken, speech_like
 from tests.test_report import make_iteration
 
@@ -265,72 +262,10 @@ def test_a_checkpoint_is_exported_without_a_run(run, tmp_path, capsys):
 # The Hub --------------------------------------------------------------------------------------------------------------
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of the Hugging Face Hub as an upload of small files needs; remembers what it was sent."""
-
-    requests: ClassVar[list[tuple[str, str, dict]]] = []
-    files: ClassVar[dict[str, bytes]] = {}
-    status = 200
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.requests.append((self.path, self.headers.get("Authorization", ""), {}))
-        if self.status != 200:
-            self.reply({"error": "no"}, self.status)
-        elif self.path.endswith("/repos/create"):
-            self.requests[-1] = (*self.requests[-1][:2], json.loads(body))
-            self.reply({"url": f"{self.address}/me/model", "name": "me/model"})
-        elif "/preupload/" in self.path:
-            asked = json.loads(body)["files"]
-            self.reply(
-                {"files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in asked]}
-            )
-        elif "/commit/" in self.path:
-            self.store(body)
-            commit = {"commitUrl": f"{self.address}/me/model/commit/abc", "commitOid": "abc", "success": True}
-            self.reply(commit)
-        else:
-            self.reply({"license": None})
-
-    def store(self, body: bytes) -> None:
-        for line in body.splitlines():
-            entry = json.loads(line)
-            if entry["key"] == "file":
-                self.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
-
-    def do_GET(self) -> None:
-        self.requests.append((self.path, self.headers.get("Authorization", ""), {}))
-        self.reply({"id": "me/model", "sha": "abc", "siblings": []}, self.status)
-
-    def reply(self, content: dict, status: int = 200) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_) -> None:
-        pass
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_address[1]}"
-
-
 @pytest.fixture
 def hub(monkeypatch):
-    """A local Hub, which huggingface_hub takes for the real one; yields the handler's class and its address."""
-    handler = type("OneHub", (Hub,), {"requests": [], "files": {}})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    address = f"http://127.0.0.1:{server.server_address[1]}"
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
-    yield handler, address
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with upload_hub(monkeypatch) as started:
+        yield started
 
 
 def assert_all_signed(handler) -> None:

@@ -5,10 +5,8 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -17,61 +15,10 @@ from hubert import download as downloads
 from hubert.errors import ConfigError, DataError, TransientError
 from hubert.hub import locate
 from hubert.paths import read_json
+from tests.servers import COMMIT, CONTENT, Handler, Server, serving, write_cache
 
 PROJECT = Path(__file__).parent.parent
-CONTENT = bytes(range(256)) * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Server(ThreadingHTTPServer):
-    """A host of files; `cuts` says after how many bytes of content each next connection breaks off."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files = {"/model.pt": CONTENT}
-        self.etags = {"/model.pt": '"first"'}
-        self.cuts: list[int] = []
-        self.statuses: list[int] = []
-        self.ranges = True
-        self.requests: list[tuple[str, str | None]] = []
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        server, path = self.server, self.path.split("?")[0]
-        wanted = self.headers["Range"]
-        server.requests.append((path, wanted))
-        if server.statuses or path not in server.files:
-            self.send_error(server.statuses.pop(0) if server.statuses else 404)
-            return
-        content, etag = server.files[path], server.etags.get(path)
-        start = int(wanted[len("bytes=") : -1]) if wanted and server.ranges else 0
-        if start and self.headers["If-Range"] != etag:
-            start = 0
-        if start > len(content):
-            self.send_error(416)
-            return
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        if etag:
-            self.send_header("ETag", etag)
-        self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        end = start + server.cuts.pop(0) if server.cuts else len(content)
-        self.wfile.write(content[start:end])
 
 
 @pytest.fixture
@@ -79,18 +26,6 @@ def server(monkeypatch):
     monkeypatch.setattr(downloads, "PAUSE", 0)
     with serving(Server()) as made:
         yield made
-
-
-@contextmanager
-def serving(made):
-    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield made
-    finally:
-        made.shutdown()
-        thread.join()
-        made.server_close()
 
 
 # Addresses --------------------------------------------------------------------------------------------------------
@@ -231,18 +166,6 @@ def test_a_redirection_to_a_file_of_this_machine_is_not_followed(server, tmp_pat
 
 
 # Paths and ids ----------------------------------------------------------------------------------------------------
-
-
-def write_cache(root, name, files, commit=COMMIT):
-    """Build what the Hub's client leaves on disk."""
-    repository = root / f"models--{name.replace('/', '--')}"
-    for file, content in files.items():
-        path = repository / "snapshots" / commit / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text(commit)
-    return repository / "snapshots" / commit
 
 
 @pytest.fixture
