@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hubert.config import TrainSettings
-from hubert.errors import ConfigError
+from hubert.errors import ConfigError, TransientError
 from hubert.formats import WEIGHTS_FILE
 from hubert.hub import locate
 from hubert.model import HuBERT
@@ -36,6 +36,7 @@ ENCODER_FIELDS = (
     "pos_conv_kernel",
     "pos_conv_groups",
     "layer_norm_first",
+    "layer_norm_eps",
     "normalize_waveform",
 )
 
@@ -63,8 +64,8 @@ def find_origin(name: str, setting: str) -> Origin:
     path = Path(name).expanduser()
     try:
         path = (path if path.exists() else locate(name)).resolve()
-    except ConfigError as error:
-        raise ConfigError(f"{setting} = {name!r}: {error}") from error
+    except (ConfigError, TransientError) as error:
+        raise type(error)(f"{setting} = {name!r}: {error}") from error
     return Origin(name, str(path), weights_digest(path, f"{setting} = {name!r}"))
 
 

@@ -53,7 +53,9 @@ class ModelConfig(BaseModel):
         default=False, description="normalise before each part, not after it [layer_norm_first]"
     )
     layer_norm_eps: float = Field(
-        default=1e-5, gt=0, description="added to the variance in the transformer's LayerNorms; fairseq has 1e-5 fixed"
+        default=1e-5,
+        gt=0,
+        description="added to the variance in the transformer's LayerNorms [no key in fairseq: 1e-5]",
     )
     dropout: float = Field(default=0.1, ge=0, lt=1, description="after attention, feed-forward and positions [dropout]")
     attention_dropout: float = Field(

@@ -98,8 +98,9 @@ def test_iteration_1_may_have_a_teacher_too(material, released, tmp_path):
     ],
 )
 def test_a_teacher_that_cannot_be_one_is_refused_before_anything_starts(
-    material, released, tmp_path, teacher, layer, message
+    material, released, tmp_path, monkeypatch, teacher, layer, message
 ):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     data, recipe = material
     (tmp_path / "empty").mkdir()
     name = {"EMPTY": str(tmp_path / "empty"), "RELEASED": str(released)}.get(teacher, teacher)
