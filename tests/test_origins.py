@@ -203,6 +203,19 @@ def test_a_training_starts_with_the_encoders_weights_a_fresh_head_and_the_recipe
     assert trainer.model.training
 
 
+@pytest.mark.parametrize("layout", ["transformers", "torchaudio"])
+def test_a_training_goes_on_from_what_another_program_released(tmp_path, table, larger, layout):
+    expected = HuBERT.from_pretrained(larger)
+    expected.save_pretrained(tmp_path / "theirs", format=layout)
+    settings = SETTINGS.model_copy(update={"init": str(tmp_path / "theirs")})
+    origin = settle_init(settings)
+    job = job_of(tmp_path / "run", table, init=settings.init)
+    trainer = Trainer(job.model_copy(update={"init": origin["checkpoint"], "init_sha256": origin["sha256"]}), ALONE)
+    trainer._initialise()
+    found = trainer.model.hubert.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.state_dict().items())
+
+
 def test_a_training_that_goes_on_no_longer_needs_the_encoder_it_started_from(tmp_path, table, larger):
     """20 steps in one go, and 10 + 10 with the encoder's folder gone in between."""
     gone = tmp_path / "encoder"
