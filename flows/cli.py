@@ -18,7 +18,7 @@ from hubert.errors import ConfigError, TransientError
 from hubert.paths import RunFolder, find_cluster, find_recipe
 
 if TYPE_CHECKING:
-    from hubert.config import Recipe
+    from hubert.recipe import Recipe
     from tasks.service_settings import ServiceSettings
 
 FLOW, DEPLOYMENT = "hubert-pretraining", "local"
@@ -193,7 +193,7 @@ def run_pretraining(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: the service is not up, or a setting is wrong: nothing was triggered.
     """
-    from hubert.config import parse_override
+    from hubert.recipe import parse_override
     from tasks import service
 
     overrides = dict(parse_override(text) for text in args.set)
@@ -224,7 +224,7 @@ def build_parameters(run: str, recipe: str, data: str, cluster: str, overrides: 
     Raises:
         ConfigError: the recipe, a setting, the data or the cluster file is wrong or missing.
     """
-    from hubert.config import read_recipe
+    from hubert.recipe import read_recipe
 
     path = find_recipe(recipe)
     settings: Recipe = read_recipe(path, overrides)

@@ -311,9 +311,9 @@ def prune_run(args: argparse.Namespace) -> None:
 
 def show_plan(args: argparse.Namespace) -> None:
     """Print what a run would take."""
-    from hubert.config import parse_override, read_recipe
     from hubert.paths import find_recipe
     from hubert.planning import build_plan, format_plan
+    from hubert.recipe import parse_override, read_recipe
 
     recipe = read_recipe(find_recipe(args.recipe), dict(parse_override(text) for text in args.set))
     plan = build_plan(

@@ -19,7 +19,7 @@ import tomli_w
 from pydantic import Field
 
 from hubert.chunks import ChunkRule
-from hubert.config import IterationSettings, Recipe, Section, read_recipe
+from hubert.config import Section
 from hubert.errors import ConfigError
 from hubert.evaluation import ABXStage, QualityStage
 from hubert.features import FeatureSource, FeaturesStage
@@ -28,6 +28,7 @@ from hubert.manifest_stage import ManifestStage
 from hubert.origins import FRESH, find_origin, settle_init
 from hubert.outcome import Outcome, read_outcome
 from hubert.paths import RunFolder, atomic_write, find_recipe, write_json
+from hubert.recipe import IterationSettings, Recipe, read_recipe
 from hubert.report import ReportStage
 from hubert.stage import Stage
 from hubert.train import TrainStage

@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from hubert import wording
-from hubert.config import IterationSettings, Recipe
 from hubert.costs import ASSUMED, OTHERS, num_parameters, training_rate
 from hubert.errors import ConfigError
 from hubert.figures import align
+from hubert.recipe import IterationSettings, Recipe
 from hubert.sizes import FRAME_RATE, ModelConfig, build_config
 
 MFCC_RATE, MFCC_DIMENSION = 100, 39

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hubert.config import Recipe, apply_overrides, build_recipe, parse_override, read_recipe
 from hubert.demo import build_demo_corpus
 from hubert.errors import ConfigError
 from hubert.features import FeatureSource
 from hubert.origins import settle_init
 from hubert.paths import RunFolder, demo_corpus_folder, find_recipe
 from hubert.pipeline import Resolved, check_number, resolve
+from hubert.recipe import Recipe, apply_overrides, build_recipe, parse_override, read_recipe
 
 
 @dataclass(frozen=True)

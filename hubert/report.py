@@ -19,10 +19,10 @@ import jinja2
 import tomli_w
 
 from hubert import wording
-from hubert.config import Recipe
 from hubert.errors import DataError
 from hubert.findings import Findings, Row, collect, find_report
 from hubert.paths import RunFolder, atomic_write, read_json, write_json
+from hubert.recipe import Recipe
 from hubert.stage import Figures, Spec, Stage
 
 DASH = "\N{EN DASH}"

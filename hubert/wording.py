@@ -4,7 +4,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from hubert.config import PAPER_ITERATIONS, TrainSettings
+from hubert.config import TrainSettings
+from hubert.recipe import PAPER_ITERATIONS
 
 Row = Mapping[str, Any]
 Kind = Literal["good", "plain", "bad"]

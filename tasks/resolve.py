@@ -7,10 +7,10 @@ from typing import Any
 from prefect import get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact
 
-from hubert.config import read_recipe
 from hubert.errors import ConfigError
 from hubert.paths import RunFolder, demo_corpus_folder, find_recipe
 from hubert.pipeline import Resolved, resolve
+from hubert.recipe import read_recipe
 from tasks.stage import RETRIES
 
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from hubert.config import merge
 from hubert.demo import build_demo_corpus
+from hubert.recipe import merge
 
 SETTINGS: dict[str, Any] = {
     "data": {"audio": ["train"], "validation": ["val"], "shard_hours": 0.005},

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from hubert.config import TrainSettings, apply_overrides, build_recipe, parse_override, read_recipe
+from hubert.config import TrainSettings
 from hubert.errors import ConfigError
 from hubert.paths import find_recipe
+from hubert.recipe import apply_overrides, build_recipe, parse_override, read_recipe
 
 RECIPES = sorted((Path(__file__).parent.parent / "deployments" / "recipes").glob("*.toml"))
 

@@ -4,9 +4,10 @@ import re
 
 import pytest
 
-from hubert.config import TrainSettings, affects, read_recipe
+from hubert.config import TrainSettings, affects
 from hubert.job import learning_rate
 from hubert.paths import find_recipe
+from hubert.recipe import read_recipe
 from hubert.sizes import SAMPLE_RATE, SIZES, ModelConfig
 
 # Typed from examples/hubert/config/pretrain/hubert_{base_librispeech,large_librivox,xlarge_librivox}.yaml; the last rows

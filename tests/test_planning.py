@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 
-from hubert.config import build_recipe, read_recipe
 from hubert.costs import ASSUMED, multiplications, num_parameters, training_rate
 from hubert.errors import ConfigError
 from hubert.model import HuBERTPretrain
 from hubert.paths import find_recipe
 from hubert.planning import MAX_GROUPS, build_plan, format_plan
+from hubert.recipe import build_recipe, read_recipe
 from hubert.sizes import SIZES
 from tests.toy import hubert
 

@@ -3,9 +3,10 @@
 import pytest
 import tomli_w
 
-from hubert.config import SECTIONS, build_recipe, read_recipe
+from hubert.config import SECTIONS
 from hubert.errors import ConfigError
 from hubert.paths import PRESETS, find_recipe
+from hubert.recipe import build_recipe, read_recipe
 from hubert.remembered import change_recipe
 
 # Typed from the programs' own files: what the merged settings of iterations 1 and 2 must be where the defaults are not.
@@ -82,7 +83,7 @@ def test_a_run_goes_on_with_the_preset_as_it_was_and_takes_another_one_only_if_t
     recipe = build_recipe({"preset": "fairseq", "train": {"seed": 3}})
     (tmp_path / "fairseq.toml").write_text(tomli_w.dumps({"train": {"seed": 1, "eps": 1.0}}))
     (tmp_path / "other.toml").write_text(tomli_w.dumps({"train": {"seed": 1, "eps": 2.0}}))
-    monkeypatch.setattr("hubert.config.PRESETS", tmp_path)
+    monkeypatch.setattr("hubert.recipe.PRESETS", tmp_path)
     same = change_recipe(recipe, {"train.steps": 5}).iteration(1).train
     assert (same.mask_rule, same.eps, same.seed) == ("fairseq", 1e-6, 3)
     other = change_recipe(recipe, {"preset": "other"}).iteration(1).train

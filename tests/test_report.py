@@ -11,11 +11,11 @@ import polars as pl
 import pytest
 
 from hubert import plots, wording
-from hubert.config import build_recipe
 from hubert.errors import DataError
 from hubert.findings import find_report
 from hubert.paths import RunFolder, write_json
 from hubert.phone_classes import order_phones
+from hubert.recipe import build_recipe
 from hubert.report import ReportStage, summarise_run
 
 PHONES = ["AA", "B", "IY", "M", "S", "SIL", "T", "V"]

@@ -8,7 +8,7 @@ import numpy as np
 import soundfile
 
 from hubert import cli
-from hubert.config import merge
+from hubert.recipe import merge
 from tests.small import SETTINGS
 
 CHAIN = ("manifest", "features", "kmeans", "units", "train", "validate", "report")
