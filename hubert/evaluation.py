@@ -41,7 +41,7 @@ from hubert.table import num_units_of
 from hubert.units import label
 
 ALL, FIRST_HALF, SECOND_HALF = "all items", "first half", "second half"
-CLUSTERED_HOURS = 1000 / 3600  # whose units tell layers apart: 50,000 frames of each layer, and they fit in memory
+CLUSTERED_SECONDS = 1000  # of audio, whose units tell layers apart: 50,000 frames of each layer, and they fit in memory
 SEEDING_FRAMES = 10_000
 MAX_ITERATIONS = 30
 
@@ -216,8 +216,9 @@ class QualityStage(Stage):
         alignments = read_alignments(self.alignments, {*rows["fileid"], *rows["recording"]})
         aligned = rows.filter(aligned_rows(rows, alignments))
         num_unaligned = len(rows) - len(aligned)
-        hours = CLUSTERED_HOURS if spec["part"] == "layers" else self.quality.max_hours
-        aligned = select_sample(aligned, fraction=1.0, max_hours=min(hours, self.quality.max_hours), min_files=1)
+        hours = self.quality.max_hours
+        hours = min(hours, CLUSTERED_SECONDS / 3600) if spec["part"] == "layers" else hours
+        aligned = select_sample(aligned, fraction=1.0, max_hours=hours, min_files=1)
         if spec["part"] == "layers":
             return [], {"layers": self._layers(aligned, alignments), "num_units": self.num_units}
         counts = self._units(aligned, alignments)
@@ -255,7 +256,8 @@ class QualityStage(Stage):
         source = layer_source(self.checkpoint, self.features)
         pieces: dict[int, list[LayerPiece]] = {layer: [] for layer in range(source.layer + 1)}
         for piece in every_representation(rows, source, self.features, resample=self.resample):
-            pieces[piece.layer].append(piece)
+            if sum(len(one.features) for one in pieces[piece.layer]) < CLUSTERED_SECONDS * frame_rate(piece.layer):
+                pieces[piece.layer].append(piece)  # of a single file that is longer, no more than that
         where = places(rows, alignments)
         return [self._layer(layer, mine, where, alignments) for layer, mine in pieces.items()]
 

@@ -356,7 +356,7 @@ def test_the_features_stage_writes_the_frames_in_the_order_of_the_sample(tmp_pat
     source = save_teacher(tmp_path, SMALL)
     features = FeatureSettings(max_chunk_seconds=2.0, chunk_context_seconds=0.25)
     kmeans = KMeansSettings(sample_fraction=1.0)
-    stage = FeaturesStage(tmp_path, tmp_path / "manifest.parquet", source, features, kmeans, 0, resample=False)
+    stage = FeaturesStage(tmp_path, tmp_path / "manifest.parquet", source, features, kmeans, resample=False)
     stage.run()
     sample = pl.read_parquet(stage.folder / "sample.parquet")
     extractor = FeatureExtractor(source, ChunkRule.of(features))
@@ -420,7 +420,7 @@ def make_stages(folder: Path, longest: int, features: FeatureSettings, *, is_mfc
     return {
         stage.name: stage
         for stage in (
-            FeaturesStage(folder, manifest, source, features, sample, 0, resample=False),
+            FeaturesStage(folder, manifest, source, features, sample, resample=False),
             UnitsStage(folder, {"train": manifest}, "m", source, book, "c", features),
             ABXStage(folder, manifest, "m", item, [scored], ABXSettings(), features),
             QualityStage(folder, manifest, "m", item, source, book, "c", scored, 50, features),

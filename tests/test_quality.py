@@ -614,7 +614,7 @@ def test_segments_are_compared_with_the_alignment_of_their_recording(tmp_path: P
 def test_a_long_file_of_which_enough_frames_were_clustered_is_no_wrong_frame_rate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hubert.evaluation.MAX_CLUSTERED_FRAMES", 100)
+    monkeypatch.setattr("hubert.evaluation.CLUSTERED_SECONDS", 2)
     stage = build_stage(tmp_path, write_recordings(tmp_path, [7.0, 1.0]))
     _, figures = stage.work({"part": "layers"})
     mfcc, layer = figures["layers"]
