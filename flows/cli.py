@@ -228,6 +228,7 @@ def build_parameters(run: str, recipe: str, data: str, cluster: str, overrides: 
 
     path = find_recipe(recipe)
     settings: Recipe = read_recipe(path, overrides)
+    settings.check_chain()
     if not data and settings.corpus != "demo":
         raise ConfigError(f"recipe {recipe!r} needs `--data`: a folder of audio, an archive or a manifest")
     location = Path(data).expanduser().resolve()

@@ -3,7 +3,7 @@
 from prefect import flow
 
 from hubert.outcome import Outcome
-from hubert.pipeline import Resolved
+from hubert.resolve import Resolved
 from tasks import abx, manifest, outcome, quality, report, validate
 
 

@@ -2,7 +2,7 @@
 
 from prefect import flow
 
-from hubert.pipeline import Resolved
+from hubert.resolve import Resolved
 from tasks import train
 
 

@@ -8,8 +8,8 @@ from hubert.errors import ConfigError
 from hubert.paths import RunFolder
 
 if TYPE_CHECKING:
-    from hubert.model import HuBERT, HuBERTPretrain
     from hubert.outcome import Outcome
+    from hubert.sizes import ModelConfig
 
 _FORMATS = ("hubert-flows", "transformers", "torchaudio")
 
@@ -62,17 +62,18 @@ def export_model(args: argparse.Namespace) -> None:
         )
     folder, outcome = _find_outcome(args.model, args.iteration)
     checkpoint = args.model if outcome is None else outcome.checkpoint
-    model = _load(checkpoint, args.format, head=args.head)
     output = args.output.expanduser().absolute()
-    model.save_pretrained(output, format=args.format)
+    config = _write(checkpoint, output, args.format, head=args.head)
     facts = {} if outcome is None or folder is None else _facts_of_run(folder, outcome)
     name = (
         Path(str(checkpoint)).name
         if folder is None or outcome is None
         else f"{folder.name}, iteration {outcome.iteration}"
     )
-    write_card(output, model.config, args.format, name=name, **facts)
-    print(f"{args.format}: {output}")
+    write_card(output, config, args.format, name=name, **facts)
+    print(
+        f"{args.format}: {output}\n  of {'the checkpoint' if outcome is None else f'run {folder and folder.root}:'} {checkpoint}"
+    )
     if outcome is not None:
         print(f"  step {outcome.step:,} of iteration {outcome.iteration}; best layer {outcome.layer}: {outcome.why}")
     print("  README.md is the model card; its license is yours to state")
@@ -113,7 +114,7 @@ def _find_outcome(name: str, iteration: int | None) -> "tuple[RunFolder | None, 
 def _facts_of_run(folder: RunFolder, outcome: "Outcome") -> dict[str, Any]:
     """Return what the card says of a run: outcome, report and settings, as far as they are there."""
     from hubert.findings import find_report
-    from hubert.pipeline import Resolved
+    from hubert.resolve import Resolved
 
     report = find_report(folder, outcome.iteration)
     findings = report[1] if report is not None and report[1]["outcome"]["sha256"] == outcome.sha256 else None
@@ -122,18 +123,26 @@ def _facts_of_run(folder: RunFolder, outcome: "Outcome") -> dict[str, Any]:
     return {"outcome": outcome, "sha256": outcome.sha256, "findings": findings, "resolved": resolved}
 
 
-def _load(checkpoint: str, format: str, *, head: bool) -> "HuBERT | HuBERTPretrain":  # noqa: A002  (the option's name)
-    """Load what is written: the encoder, with the head if it is asked for.
+def _write(checkpoint: str, output: Path, format: str, *, head: bool) -> "ModelConfig":  # noqa: A002  (the option's name)
+    """Write the encoder, with the head if it is asked for, and return its configuration.
 
-    For transformers a head is loaded where there is one: beside it stands the mask embedding, which that format keeps.
+    transformers keeps the mask embedding, with or without the rest of a head, so that is passed on wherever there is one.
 
     Raises:
-        ConfigError: the head is asked for, and there is none.
+        ConfigError: the head is asked for, and there is none; or the format cannot hold the model.
     """
+    from hubert.export import export_weights
     from hubert.formats import read_pretrained
+    from hubert.layouts import OWN
     from hubert.model import HuBERT, HuBERTPretrain
 
-    has_head = (head or format == "transformers") and read_pretrained(checkpoint).whole_head(None) is not None
-    if head and not has_head:
+    found = read_pretrained(checkpoint)
+    if head and found.whole_head(None) is None:
         raise ConfigError(f"--head: {checkpoint} is an encoder without a pretraining head; leave the option out")
-    return HuBERTPretrain.from_pretrained(checkpoint) if has_head else HuBERT.from_pretrained(checkpoint)
+    if format == OWN:
+        model = HuBERTPretrain.from_pretrained(checkpoint) if head else HuBERT.from_pretrained(checkpoint)
+        model.save_pretrained(output)
+    else:
+        kept = found.whole_head(None) if head else (found.head if format == "transformers" else None)
+        export_weights(output, found.config, found.encoder, kept or None, format=format)
+    return found.config

@@ -46,7 +46,7 @@ def export_weights(
     if format == "transformers":
         write_weights(folder / WEIGHTS_FILE, rename("transformers", encoder, head))
         write_json(folder / PREPROCESSOR_FILE, preprocessor_config(config))
-        write_json(folder / CONFIG_FILE, transformers_config(config, has_mask=bool(head)))
+        write_json(folder / CONFIG_FILE, transformers_config(config, has_mask="mask_embedding" in (head or {})))
     elif format == "torchaudio":
         num_classes = None if head is None else len(head["class_embeddings"])
         content = torchaudio_config(config, num_classes)  # refuses before anything is written

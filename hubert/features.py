@@ -22,11 +22,11 @@ from torch import Tensor
 from hubert.audio import AudioRef, read_waveform
 from hubert.chunks import DEFAULT_RULE, ChunkRule, chunking, cut, level, read_chunks
 from hubert.config import FeatureSettings, KMeansSettings
-from hubert.errors import ConfigError
+from hubert.errors import ConfigError, DataError
 from hubert.frame_files import FrameWriter
 from hubert.manifest import audio_refs, manifest_digest, plan_shards, scan_manifest, select_sample, shard_digests
 from hubert.model import HuBERT
-from hubert.origins import read_config
+from hubert.origins import check_weights, read_config
 from hubert.paths import atomic_write
 from hubert.sizes import SAMPLE_RATE, num_frames
 from hubert.stage import Figures, Receipt, Spec, Stage, digest
@@ -115,6 +115,21 @@ class FeatureSource:
         places = ("checkpoint", "name")
         return {"kind": "layer", **{name: value for name, value in asdict(self).items() if name not in places}}
 
+    def check_dimension(self, dimension: int, where: Path) -> None:
+        """Compare a codebook's dimension with that of the features, where the checkpoint is here.
+
+        Raises:
+            DataError: they differ; names both.
+        """
+        if not self.is_mfcc and not Path(self.checkpoint).exists():
+            return
+        expected = self.identity["dimension"] if self.is_mfcc else read_config(Path(self.checkpoint)).dim
+        if dimension != expected:
+            raise DataError(
+                f"{where}: its centroids have {dimension} dimensions, {self.describe()} has {expected}; "
+                "the codebook was fitted on other features"
+            )
+
     def describe(self) -> str:
         """Return a short name for people."""
         return "MFCC" if self.is_mfcc else f"layer {self.layer} of {self.name or Path(self.checkpoint).name}"
@@ -133,6 +148,7 @@ class FeatureExtractor:
 
     @cached_property
     def _teacher(self) -> HuBERT:
+        check_weights(Path(self.source.checkpoint), self.source.sha256)
         return HuBERT.from_pretrained(self.source.checkpoint).eval().to(self.device)
 
     def __call__(self, waveforms: Sequence[Tensor]) -> list[Tensor]:

@@ -18,7 +18,7 @@ from hubert.errors import ConfigError, DataError
 from hubert.features import FeatureSource
 from hubert.joblib_files import load_joblib
 from hubert.kmeans import Codebook
-from hubert.paths import atomic_write, read_json
+from hubert.paths import atomic_write
 from hubert.stage import file_digest
 
 Format = Literal["joblib", "safetensors"]
@@ -51,7 +51,7 @@ def import_codebook(path: str | Path, source: FeatureSource) -> Codebook:
     if not np.isfinite(centroids).all():
         rows = np.flatnonzero(~np.isfinite(centroids).all(1))
         raise DataError(f"{path}: centroids {rows[:5].tolist()} are not finite; the fit had diverged, make a new one")
-    _check_dimension(path, centroids.shape[1], source)
+    source.check_dimension(centroids.shape[1], path)
     metadata = {
         "source": source.identity,
         "frame_rate": source.frame_rate,
@@ -92,20 +92,6 @@ def _read_centroids(path: Path) -> tuple[npt.NDArray[Any], str]:
             f"{path}: expected an estimator with {CENTROIDS} (KMeans or MiniBatchKMeans, fitted), found {found}"
         )
     return centroids, kind
-
-
-def _check_dimension(path: Path, dimension: int, source: FeatureSource) -> None:
-    """Compare the centroids' dimension with that of the features, where that can be known."""
-    if source.is_mfcc:
-        expected: Any = source.identity["dimension"]
-    else:
-        config = read_json(Path(source.checkpoint) / "config.json") or {}
-        expected = config.get("hidden_size") or (config.get("model") or {}).get("dim")
-    if expected is not None and dimension != expected:
-        raise DataError(
-            f"{path}: its centroids have {dimension} dimensions, {source.describe()} has {expected}; "
-            "the codebook was fitted on other features"
-        )
 
 
 def export_codebook(codebook: Codebook, path: Path, form: Format) -> None:

@@ -8,7 +8,7 @@ process, or dask-ml on the cluster's workers (`tasks/kmeans.py`).
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -97,6 +97,22 @@ class Codebook:
                     f"{path}: expected a codebook with `centroids` and its metadata, found {list(file.keys())}"
                 )
             return cls(file.get_tensor("centroids"), json.loads(header["codebook"]))
+
+
+def read_given(path: Path, num_units: int, source: FeatureSource) -> Codebook:
+    """Read the codebook that a recipe names, instead of one that is fitted.
+
+    Raises:
+        DataError: it is none, has another number of units, was made from other features, or has another dimension.
+    """
+    codebook = Codebook.load(path)
+    if len(codebook) != num_units:
+        raise DataError(
+            f"{path}: {len(codebook)} units, and kmeans.num_units is {num_units}; set kmeans.num_units = {len(codebook)}"
+        )
+    codebook.check_source(source)
+    source.check_dimension(codebook.centroids.shape[1], path)
+    return codebook
 
 
 def draw_frames(shards: Sequence[Path], num_frames: int, seed: int) -> Tensor:
@@ -209,38 +225,21 @@ class KMeansStage(Stage):
     features_key: str
     source: FeatureSource
     kmeans: KMeansSettings
+    given: Mapping[str, str] = field(default_factory=dict)  # the codebook that the recipe names: its path and digest
     chunks: ChunkRule = DEFAULT_RULE  # in the features' key where it matters; noted in the codebook in any case
 
     def settings(self) -> dict[str, Any]:
-        if self.kmeans.codebook:
+        if self.given:
             return {}
         # How the utterances were drawn shows in the features' key.
         sampling = {"sample_fraction", "sample_hours", "min_sample_files"}
         return {name: value for name, value in self.kmeans.key_settings().items() if name not in sampling}
 
     def inputs(self) -> dict[str, str]:
-        if self.kmeans.codebook:
-            return {"features": self.features_key, "codebook": self.given().content_digest}
-        return {"features": self.features_key}
+        return {"codebook": self.given["digest"]} if self.given else {"features": self.features_key}
 
     def make_plan(self) -> list[Spec]:
         return [{"num_units": self.kmeans.num_units}]
-
-    def given(self) -> Codebook:
-        """Return the codebook that the recipe names, instead of one that is fitted.
-
-        Raises:
-            DataError: there is no such codebook, it has another number of units, or was made from other features.
-        """
-        path = Path(self.kmeans.codebook or "")
-        codebook = Codebook.load(path)
-        if len(codebook) != self.kmeans.num_units:
-            raise DataError(
-                f"{path}: {len(codebook)} units, and kmeans.num_units is {self.kmeans.num_units}; "
-                f"set kmeans.num_units = {len(codebook)}"
-            )
-        codebook.check_source(self.source)
-        return codebook
 
     def lloyd(self, centroids: Tensor) -> tuple[Tensor, int]:
         """Refine the first centroids; `tasks/kmeans.py` does it on Dask workers."""
@@ -252,8 +251,13 @@ class KMeansStage(Stage):
         )
 
     def work(self, spec: Spec) -> tuple[list[Path], Figures]:
-        if self.kmeans.codebook:
-            given = self.given()
+        if self.given:
+            given = read_given(Path(self.given["path"]), self.kmeans.num_units, self.source)
+            if given.content_digest != self.given["digest"]:
+                raise DataError(
+                    f"{self.given['path']}: another codebook than when this iteration was settled; restore it, or settle the "
+                    f"iteration again (--set kmeans.codebook={self.given['name']}), which makes other units"
+                )
             figures = codebook_figures(self.shards, given)  # how well it fits the features of this corpus
             given.save(self.path)
             return [self.path], figures

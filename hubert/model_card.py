@@ -7,11 +7,13 @@ No folder of the machine enters it, as the card is meant for the public; the lic
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from hubert import wording
 from hubert.export import shortcut
 from hubert.findings import Findings
 from hubert.outcome import Outcome
+from hubert.recipe import Recipe
 from hubert.report import recipe_as_toml, write_text
 from hubert.sizes import ModelConfig
 
@@ -42,11 +44,17 @@ def write_card(
         sha256: of the checkpoint's weights that were exported.
         outcome: of the iteration; None: the model comes from no run.
         findings: content of the iteration's report, if there is one.
-        resolved: what the iteration was asked to do (`hubert.pipeline.Resolved`), if that is known.
+        resolved: what the iteration was asked to do (`hubert.resolve.Resolved`), if that is known.
     """
     header = ["---", *(["library_name: transformers"] if format == "transformers" else [])]
     header += ["pipeline_tag: feature-extraction", "tags:", "- hubert", "- speech", "- self-supervised", "---"]
-    parts = ["\n".join(header), f"# {name}", _introduction(config), "## Use", _usage(config, format, outcome)]
+    parts = [
+        "\n".join(header),
+        f"# {name}",
+        _introduction(config, is_ours=outcome is not None),
+        "## Use",
+        _usage(config, format, outcome, before_residual=_reads_before_residual(outcome, resolved)),
+    ]
     if outcome is not None:
         parts += ["## How it was made", _making(outcome, findings or {}, resolved or {})]
     if findings:
@@ -62,16 +70,29 @@ def write_card(
     return path
 
 
-def _introduction(config: ModelConfig) -> str:
+def _introduction(config: ModelConfig, *, is_ours: bool) -> str:
     norm = "normalised to mean 0 and variance 1 per utterance" if config.normalize_waveform else "as they are"
     return (
         f"A HuBERT (https://arxiv.org/abs/2106.07447) with {config.num_layers} layers of width {config.dim}: 16 kHz speech in, "
-        f"samples {norm}; 50 frames per second out. Pretrained with hubert-flows."
+        f"samples {norm}; 50 frames per second out.{' Pretrained with hubert-flows.' if is_ours else ''}"
     )
 
 
-def _usage(config: ModelConfig, format: str, outcome: Outcome | None) -> str:  # noqa: A002
+def _reads_before_residual(outcome: Outcome | None, resolved: Mapping[str, Any] | None) -> bool:
+    """Say whether the run scored and clusters layers before their residual sum, which other programs do not give."""
+    if outcome is None or resolved is None:
+        return False
+    return Recipe.model_validate(resolved["recipe"]).iteration(outcome.iteration).features.before_residual
+
+
+def _usage(config: ModelConfig, format: str, outcome: Outcome | None, *, before_residual: bool) -> str:  # noqa: A002
     layer = config.num_layers if outcome is None else outcome.layer
+    if before_residual:
+        return (
+            f"Layer {layer} was scored by its feed-forward output before the residual sum, which only hubert-flows gives:\n\n"
+            '```python\nfrom hubert import HuBERT\n\nmodel = HuBERT.from_pretrained("FOLDER OR REPOSITORY")\n'
+            f"frames = model.get_intermediate_outputs(waveforms, before_residual=True)[{layer - 1}]  # layer {layer}\n```"
+        )
     if format == "transformers":
         return (
             "```python\nfrom transformers import AutoFeatureExtractor, HubertModel\n\n"
@@ -148,10 +169,13 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _public(value: Any) -> Any:
-    """Cut paths to their last part, and leave out what is None, for which TOML has no word."""
+    """Cut paths to their last part and addresses to what is no secret; leave out what is None, for which TOML has no word."""
     if isinstance(value, Mapping):
         return {name: _public(entry) for name, entry in value.items() if entry is not None}
     if isinstance(value, list | tuple):
         return [_public(entry) for entry in value]
+    if isinstance(value, str) and "://" in value:
+        parts = urlsplit(value)
+        return urlunsplit((parts.scheme, parts.hostname or "", parts.path, "", ""))
     is_path = isinstance(value, str) and value.startswith(("/", "~", "./", "../"))
     return Path(value).name if is_path else value

@@ -8,11 +8,12 @@ count as others.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from hubert.config import TrainSettings
-from hubert.errors import ConfigError, TransientError
+from hubert.errors import ConfigError, DataError, TransientError
 from hubert.formats import WEIGHTS_FILE
 from hubert.hub import locate
 from hubert.model import HuBERT
@@ -89,6 +90,30 @@ def weights_digest(path: Path, where: str) -> str:
     return digests[0][1] if len(digests) == 1 else digest(digests)
 
 
+def check_weights(checkpoint: Path, sha256: str) -> None:
+    """Make sure that a checkpoint still holds the weights that were looked up when the run was settled.
+
+    Raises:
+        DataError: it holds others, or has gone.
+    """
+    try:
+        stat = checkpoint.stat()
+        found = _digest_of(checkpoint, stat.st_size, stat.st_mtime_ns)
+    except (ConfigError, FileNotFoundError):
+        found = "nothing"
+    if found != sha256:
+        raise DataError(
+            f"{checkpoint}: expected the weights with sha256 {sha256[:12]}…, which this run was settled with, found {found[:12]}"
+            "…: somebody replaced or moved them. Put them back, or settle the iteration again with the ones that are there"
+        )
+
+
+@lru_cache
+def _digest_of(checkpoint: Path, _size: int, _mtime_ns: int) -> str:
+    """Hash a checkpoint once per process, as each shard of a stage loads it."""
+    return weights_digest(checkpoint, str(checkpoint))
+
+
 def read_config(checkpoint: Path) -> ModelConfig:
     """Return the dimensions of a checkpoint: from the configuration of one of ours, else by loading it.
 
@@ -101,8 +126,8 @@ def read_config(checkpoint: Path) -> ModelConfig:
     return HuBERT.from_pretrained(checkpoint).config
 
 
-def settle_init(train: TrainSettings, before: Mapping[str, Any] | None = None) -> dict[str, str]:
-    """Look up what a training starts from: the fields of an `Origin`, none for a fresh start.
+def settle_init(train: TrainSettings, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Look up what a training starts from: the fields of an `Origin` and the encoder's `config`, none for a fresh start.
 
     Args:
         train: the settings, whose dimensions must be the checkpoint's.
@@ -114,11 +139,12 @@ def settle_init(train: TrainSettings, before: Mapping[str, Any] | None = None) -
     if train.init == FRESH:
         return {}
     if before and before["name"] == train.init:
-        origin = Origin(**before)
+        settled = dict(before)
     else:
         origin = find_origin(train.init, "train.init")
-    check_dimensions(read_config(Path(origin.checkpoint)), train)
-    return asdict(origin)
+        settled = {**asdict(origin), "config": read_config(Path(origin.checkpoint)).model_dump(mode="json")}
+    check_dimensions(ModelConfig.model_validate(settled["config"]), train)
+    return settled
 
 
 def check_dimensions(found: ModelConfig, train: TrainSettings) -> None:

@@ -3,179 +3,42 @@
     manifest ─> features ─> kmeans ─> units ─> train ─> validate ─┬─> abx ─────┬─> outcome ─> next iteration
                                                                   └─> quality ─┘      └────> report
 
-`resolve` turns what a person asked for into `Resolved`, which is written down once and obeyed by every retry.
+`hubert.resolve` turns what a person asked for into `Resolved`, which is written down once and obeyed by every retry.
 `Iteration` builds the stages from it, each when it is first asked for, since a key needs the finished inputs. The
 command line and the flows go through these same objects.
 """
 
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import tomli_w
-from pydantic import Field
+from typing import TYPE_CHECKING, Any
 
 from hubert.chunks import ChunkRule
-from hubert.config import Section
 from hubert.errors import ConfigError
 from hubert.evaluation import ABXStage, QualityStage
 from hubert.features import FeatureSource, FeaturesStage
 from hubert.kmeans import KMeansStage
 from hubert.manifest_stage import ManifestStage
-from hubert.origins import FRESH, find_origin, settle_init
-from hubert.outcome import Outcome, read_outcome
-from hubert.paths import RunFolder, atomic_write, find_recipe, write_json
-from hubert.recipe import IterationSettings, Recipe, read_recipe
+from hubert.origins import FRESH
+from hubert.outcome import Outcome
+from hubert.paths import RunFolder
+from hubert.recipe import IterationSettings
 from hubert.report import ReportStage
 from hubert.stage import Stage
 from hubert.train import TrainStage
 from hubert.units import UnitsStage
 from hubert.validate import ValidateStage
 
-
-class Resolved(Section):
-    """What one iteration of a run will do: nothing is looked up again after this."""
-
-    run: str
-    number: int
-    data: str
-    recipe: Recipe
-    recipe_name: str
-    source: dict[str, Any]
-    chosen: str
-    init: dict[str, str] = Field(default_factory=dict)
-    extend: bool = False
-
-    @property
-    def iteration(self) -> "Iteration":
-        """Build the stages' view of this iteration."""
-        return Iteration(self)
-
-    def save(self, path: Path) -> None:
-        """Write the settings as TOML."""
-        content = self.model_dump(mode="json", exclude_none=True)
-        with atomic_write(path) as temporary:
-            temporary.write_text(tomli_w.dumps(content))
-
-    def remember(self) -> None:
-        """Write down in the run's folder what this iteration does, and what it starts from."""
-        folder = RunFolder(Path(self.run))
-        self.save(folder.settings(self.number))
-        write_json(folder.choice(self.number), {"source": self.source, "why": self.chosen})
-
-    @classmethod
-    def load(cls, path: Path) -> "Resolved":
-        """Read what `save` wrote."""
-        return cls.model_validate(tomllib.loads(path.read_text()))
-
-
-def resolve(
-    run: str,
-    recipe: str,
-    data: str,
-    *,
-    iteration: int | None = None,
-    teacher: str = "",
-    layer: int | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    extend: bool = False,
-    settings: Recipe | None = None,
-) -> Resolved:
-    """Settle what an iteration will do, before anything starts.
-
-    Args:
-        run: name or path of the run.
-        recipe: name or path of the recipe.
-        data: the data folder (or audio folder, archive, manifest).
-        iteration: number from 1; None: the first one that is not finished.
-        teacher: checkpoint whose layer is clustered: its folder or file, a Hugging Face id or a URL; empty: the previous
-            iteration's outcome (MFCC in iteration 1). With one, no earlier iteration is needed.
-        layer: layer of the teacher, from 1; None: the one that the previous iteration chose.
-        overrides: settings that win over the recipe.
-        extend: continue a finished training to more steps.
-        settings: the recipe's content where it is known already (with the overrides); then no file is read.
-
-    Raises:
-        ConfigError: a setting, the data, the teacher or the previous iteration's outcome is missing or contradictory.
-    """
-    folder = RunFolder.of(run)
-    settings = settings or read_recipe(find_recipe(recipe), overrides)
-    location = Path(data).expanduser().resolve()
-    if not data or not location.exists():
-        raise ConfigError(f"data {data!r}: expected a folder of audio, an archive or a manifest; it does not exist")
-    number = first_unfinished(folder) if iteration is None else iteration
-    check_number(number)
-    source, chosen = choose_source(folder, number, settings.iteration(number), teacher=teacher, layer=layer)
-    resolved = Resolved(
-        run=str(folder.root),
-        number=number,
-        data=str(location),
-        recipe=settings,
-        recipe_name=recipe,
-        source=vars(source),
-        chosen=chosen,
-        init=settle_init(settings.iteration(number).train),
-        extend=extend,
-    )
-    resolved.iteration.check_paths()
-    return resolved
-
-
-def check_number(number: int) -> None:
-    """Refuse an iteration below 1.
-
-    Raises:
-        ConfigError: it is.
-    """
-    if number < 1:
-        raise ConfigError(f"iteration {number}: iterations count from 1")
-
-
-def first_unfinished(folder: RunFolder) -> int:
-    """Return the number of the first iteration without an outcome."""
-    number = 1
-    while read_outcome(folder, number) is not None:
-        number += 1
-    return number
-
-
-def choose_source(
-    folder: RunFolder, number: int, settings: IterationSettings, *, teacher: str, layer: int | None
-) -> tuple[FeatureSource, str]:
-    """Settle what an iteration clusters, and say why: a given teacher, the previous outcome, or MFCC."""
-    if teacher:
-        if layer is None:
-            raise ConfigError(
-                f"teacher {teacher!r} was given without `layer`: say which of its layers is clustered, from 1"
-            )
-        origin = find_origin(teacher, "teacher")
-        source = FeatureSource.of_layer(
-            Path(origin.checkpoint), origin.sha256, layer, settings.features, name=origin.name
-        )
-        return source, "given: teacher and layer"
-    if number == 1:
-        if layer is not None:
-            raise ConfigError(f"layer {layer} was given for iteration 1 without a teacher; iteration 1 clusters MFCCs")
-        return FeatureSource(), "iteration 1 starts from MFCC"
-    outcome = read_outcome(folder, number - 1)
-    if outcome is None:
-        raise ConfigError(
-            f"iteration {number} of {folder.root} needs a teacher, and iteration {number - 1} is not finished; "
-            f"run iteration {number - 1} first, or give `teacher` and `layer`"
-        )
-    why = outcome.why if layer is None else f"given: layer {layer}"
-    chosen = outcome.layer if layer is None else layer
-    return FeatureSource.of_layer(Path(outcome.checkpoint), outcome.sha256, chosen, settings.features), why
+if TYPE_CHECKING:
+    from hubert.resolve import Resolved
 
 
 @dataclass
 class Iteration:
     """The stages of one iteration. Each property needs the stages before it to be finished."""
 
-    resolved: Resolved
+    resolved: "Resolved"
 
     @cached_property
     def folder(self) -> RunFolder:
@@ -230,9 +93,7 @@ class Iteration:
 
     def _codebook(self, shards: list[Path], features_key: str) -> KMeansStage:
         kmeans, chunks = self.settings.kmeans, ChunkRule.of(self.settings.features)
-        if kmeans.codebook:
-            kmeans = kmeans.model_copy(update={"codebook": str(self._path(kmeans.codebook))})
-        return KMeansStage(self.home, shards, features_key, self.source, kmeans, chunks)
+        return KMeansStage(self.home, shards, features_key, self.source, kmeans, self.resolved.codebook, chunks)
 
     @cached_property
     def units(self) -> UnitsStage:
@@ -374,12 +235,9 @@ class Iteration:
 
         Raises:
             ConfigError: something is not there; names it.
-            DataError: the codebook that the recipe names is none, or does not fit what this iteration clusters.
         """
         settings = self.settings
         self._paths((*settings.data.audio, *settings.data.validation))
-        if settings.kmeans.codebook:
-            self._codebook([], "").given()
         if settings.abx.item:
             self._paths((settings.abx.item, *settings.abx.audio))
         if settings.quality.alignments:

@@ -27,7 +27,7 @@ from hubert.launch import find_running
 from hubert.locks import find_holder, hold
 from hubert.outcome import read_outcome
 from hubert.paths import RunFolder, folder_size, read_json, remove
-from hubert.pipeline import Resolved
+from hubert.resolve import Resolved
 from hubert.stage import prune_outputs
 from hubert.status import Chain, stage_folders
 
@@ -181,12 +181,15 @@ def _superseded(folder: RunFolder, current: set[Path]) -> Iterator[Removal]:
 
 
 def _references(runs: Path) -> Iterator[Path]:
-    """Give every checkpoint that an outcome or a teacher of any run in the same place names."""
+    """Give every checkpoint and codebook that an outcome or the settings of any run in the same place name."""
     for path in (*runs.glob("*/it*/outcome.json"), *runs.glob("*/it*/choice.json")):
         content = read_json(path) or {}
         yield Path(content.get("checkpoint") or content.get("source", {}).get("checkpoint") or "/")
     for path in runs.glob("*/it*/resolved.toml"):
-        yield Path(tomllib.loads(path.read_text())["source"].get("checkpoint") or "/")
+        settings = tomllib.loads(path.read_text())
+        yield Path(settings["source"].get("checkpoint") or "/")
+        yield Path(settings.get("init", {}).get("checkpoint") or "/")
+        yield Path(settings.get("codebook", {}).get("path") or "/")
 
 
 def _temporary(folder: RunFolder) -> Iterator[Removal]:

@@ -89,6 +89,20 @@ class Recipe(Section):
         except ValidationError as error:
             raise ConfigError(f"iteration {number} of the recipe: {explain(error)}") from error
 
+    def check_chain(self) -> None:
+        """Make sure that all iterations can follow each other: a codebook fits the features of one iteration only.
+
+        Raises:
+            ConfigError: two iterations name the same codebook.
+        """
+        codebooks = [self.iteration(number).kmeans.codebook for number in range(1, self.num_iterations + 1)]
+        for number, codebook in enumerate(codebooks[1:], start=2):
+            if codebook and codebook in codebooks[: number - 1]:
+                raise ConfigError(
+                    f"kmeans.codebook = {codebook!r} in iteration {number} and in an earlier one: each iteration clusters other "
+                    "features. Name it in the [[iterations]] table that it is for, or run that iteration alone"
+                )
+
 
 def _at(tables: tuple[dict[str, dict[str, Any]], ...], number: int) -> dict[str, dict[str, Any]]:
     return tables[min(number, len(tables)) - 1] if tables else {}

@@ -15,8 +15,8 @@ from hubert.errors import ConfigError
 from hubert.features import FeatureSource
 from hubert.origins import settle_init
 from hubert.paths import RunFolder, demo_corpus_folder, find_recipe
-from hubert.pipeline import Resolved, check_number, resolve
 from hubert.recipe import Recipe, apply_overrides, build_recipe, parse_override, read_recipe
+from hubert.resolve import Resolved, check_number, resolve, settle_codebook
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,9 @@ def _change(remembered: Resolved, recipe: Recipe, wishes: Wishes) -> Resolved:
             f"data {str(data)!r}: expected a folder of audio, an archive or a manifest; it does not exist"
         )
     changes: dict[str, Any] = {"recipe": recipe, "data": str(data), "source": vars(source), "chosen": chosen}
-    changes["init"] = settle_init(recipe.iteration(remembered.number).train, remembered.init)
+    settings = recipe.iteration(remembered.number)
+    changes["init"] = settle_init(settings.train, remembered.init)
+    changes["codebook"] = settle_codebook(settings.kmeans, source, data, remembered.codebook)
     changed = remembered.model_copy(update={**changes, "extend": wishes.extend})
     changed.iteration.check_paths()
     return changed

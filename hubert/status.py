@@ -17,7 +17,8 @@ from hubert.launch import find_running
 from hubert.locks import find_holder
 from hubert.outcome import Outcome, read_outcome
 from hubert.paths import RunFolder, folder_size, read_json
-from hubert.pipeline import Iteration, Resolved
+from hubert.pipeline import Iteration
+from hubert.resolve import Resolved
 from hubert.stage import Figures, Plan, Stage, read_receipt
 from hubert.training_folder import read_metrics
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from hubert.distributed import Gradients, World, share_integer
 from hubert.errors import ConfigError, TrainingDiverged
 from hubert.job import Exit, Job, learning_rate
 from hubert.model import HuBERT, HuBERTPretrain
-from hubert.origins import FRESH, check_dimensions
+from hubert.origins import FRESH, check_dimensions, check_weights
 from hubert.sizes import SAMPLE_RATE
 from hubert.stage import digest
 from hubert.table import Table
@@ -310,6 +311,8 @@ class Trainer:
         """
         if self.job.init == FRESH:
             return
+        if self.job.init_sha256:
+            check_weights(Path(self.job.init), self.job.init_sha256)
         encoder = HuBERT.from_pretrained(self.job.init)
         check_dimensions(encoder.config, self.settings)
         self.model.hubert.load_state_dict(encoder.state_dict())

@@ -9,8 +9,8 @@ from prefect.artifacts import create_markdown_artifact
 
 from hubert.errors import ConfigError
 from hubert.paths import RunFolder, demo_corpus_folder, find_recipe
-from hubert.pipeline import Resolved, resolve
 from hubert.recipe import read_recipe
+from hubert.resolve import Resolved, resolve
 from tasks.stage import RETRIES
 
 
@@ -58,8 +58,14 @@ def demo_corpus(folder: str) -> str:
 
 
 def iterations(recipe: str, overrides: Mapping[str, Any] | None) -> range:
-    """Return the numbers of a recipe's iterations."""
-    return range(1, read_recipe(find_recipe(recipe), overrides).num_iterations + 1)
+    """Return the numbers of a recipe's iterations.
+
+    Raises:
+        ConfigError: they cannot follow each other.
+    """
+    settings = read_recipe(find_recipe(recipe), overrides)
+    settings.check_chain()
+    return range(1, settings.num_iterations + 1)
 
 
 def name_of_iteration() -> str:

@@ -25,7 +25,7 @@ from hubert.kmeans import Codebook, KMeansStage
 from hubert.representations import LayerFolder, every_representation
 from hubert.rows import SCHEMA
 from hubert.sizes import SAMPLE_RATE, ModelConfig, conv_stack, num_frames
-from hubert.stage import Stage
+from hubert.stage import Stage, file_digest
 from hubert.table import num_units_of
 from hubert.units import UnitsStage, label
 
@@ -75,7 +75,9 @@ def ref_of(rows: pl.DataFrame, number: int = 0) -> AudioRef:
 def save_teacher(folder: Path, config: ModelConfig, *, layer: int = 2, before_residual: bool = False) -> FeatureSource:
     torch.manual_seed(0)
     HuBERT(config).save_pretrained(folder / "teacher")
-    return FeatureSource(str(folder / "teacher"), "abc", layer, before_residual)
+    return FeatureSource(
+        str(folder / "teacher"), file_digest(folder / "teacher" / "model.safetensors"), layer, before_residual
+    )
 
 
 class Windows(torch.nn.Module):
@@ -478,7 +480,7 @@ def test_the_codebook_of_a_layer_says_by_which_rule_long_files_are_cut(tmp_path:
     ):
         kmeans = KMeansSettings(num_units=4, seeding_frames=50)
         rule = ChunkRule(30.0, 1.0)
-        stage = KMeansStage(tmp_path, [tmp_path / "f.safetensors"], source.checkpoint, source, kmeans, rule)
+        stage = KMeansStage(tmp_path, [tmp_path / "f.safetensors"], source.checkpoint, source, kmeans, chunks=rule)
         stage.run()
         assert Codebook.load(stage.path).metadata.get("chunks") == expected
 

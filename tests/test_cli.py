@@ -19,8 +19,8 @@ from hubert.features import FeatureSource
 from hubert.kmeans import Codebook, KMeansStage
 from hubert.outcome import read_outcome
 from hubert.paths import RunFolder
-from hubert.pipeline import Resolved
 from hubert.remembered import Wishes, settle
+from hubert.resolve import Resolved
 from tests.toy import CHAIN, hubert, write_material
 
 PROJECT = Path(__file__).parent.parent

@@ -98,7 +98,7 @@ def test_an_override_without_a_value_is_refused():
 
 
 def test_items_that_are_not_there_are_found_missing_before_anything_starts(tmp_path):
-    from hubert.pipeline import resolve
+    from hubert.resolve import resolve
 
     (tmp_path / "train").mkdir()
     recipe = tmp_path / "recipe.toml"
@@ -106,3 +106,13 @@ def test_items_that_are_not_there_are_found_missing_before_anything_starts(tmp_p
     with pytest.raises(ConfigError, match=r"phones\.item"):
         resolve(str(tmp_path / "run"), str(recipe), str(tmp_path))
     assert not (tmp_path / "run").exists()
+
+
+def test_one_codebook_for_two_iterations_is_refused_before_the_first_one_runs():
+    recipe = build_recipe({"kmeans": {"codebook": "c.safetensors"}})
+    with pytest.raises(ConfigError, match=r"c\.safetensors.*in iteration 2 and in an earlier one.*\[\[iterations\]\]"):
+        recipe.check_chain()
+    build_recipe(
+        {"iterations": [{"kmeans": {"codebook": "c.safetensors"}}, {"kmeans": {"num_units": 50}}]}
+    ).check_chain()
+    build_recipe({"num_iterations": 1, "kmeans": {"codebook": "c.safetensors"}}).check_chain()

@@ -18,6 +18,9 @@ from hubert.errors import ConfigError, DataError
 from hubert.features import FeatureSource
 from hubert.interchange import export_codebook, import_codebook
 from hubert.kmeans import Codebook
+from hubert.model import HuBERT
+from hubert.paths import RunFolder
+from hubert.resolve import Resolved
 from hubert.table import Table
 from hubert.units_export import deduplicate
 from tests.hostile import Call, payloads, unsafe_load
@@ -306,6 +309,46 @@ def test_a_codebook_goes_out_to_scikit_learn_and_another_run_labels_with_it_the_
     assert code == 0, errors
     assert "was finished before" in said
     assert list(other.glob("it1/kmeans-*")) == [folder]
+
+    # And a stage that is finished holds the content: the file may go.
+    moved.unlink()
+    assert "was finished before" in hubert("units", other)[1]
+    assert hubert("export-units", other, "--output", tmp_path / "labels")[0] == 0
+    code, _, errors = hubert("kmeans", other, "--set", "kmeans.seed=1")
+    assert code == 0, errors
+
+
+def test_a_codebook_beside_a_manifest_is_found(labelled, tmp_path):
+    run, _, recipe = labelled
+    manifest = tmp_path / "all.parquet"
+    assert hubert("manifest", run, "--output", manifest)[0] == 0
+    np.save(tmp_path / "km.npy", np.random.default_rng(0).normal(size=(20, 39)))
+    import_codebook(tmp_path / "km.npy", FeatureSource()).save(tmp_path / "ours.safetensors")
+    settings = [
+        "kmeans.codebook=ours.safetensors",
+        'data.audio=["."]',
+        "data.validation=[]",
+        "data.min_validation_files=2",
+    ]
+    code, _, errors = hubert("manifest", tmp_path / "run", "--recipe", recipe, "--data", manifest, "--set", *settings)
+    assert code == 0, errors
+    assert Resolved.load(RunFolder.of(str(tmp_path / "run")).settings(1)).codebook["path"] == str(
+        tmp_path / "ours.safetensors"
+    )
+
+
+def test_a_codebook_of_another_dimension_is_refused_whatever_form_the_checkpoint_has(tmp_path):
+    HuBERT("tiny").save_pretrained(tmp_path / "ta", format="torchaudio")
+    np.save(tmp_path / "km.npy", np.zeros((5, 50)))
+    facts = ["--kind", "layer", "--frame-rate", "50", "--layer", "2", "--convention", "output"]
+    where = tmp_path / "ta" / "model.pt"
+    code, _, errors = hubert(
+        "codebook", "import", tmp_path / "km.npy", "--output", tmp_path / "c.safetensors", *facts, "--checkpoint", where
+    )
+    assert code == 3
+    assert "50 dimensions" in errors
+    assert "has 192" in errors
+    assert not (tmp_path / "c.safetensors").exists()
 
 
 def test_a_codebook_that_does_not_fit_the_recipe_stops_before_anything_runs(labelled, tmp_path):

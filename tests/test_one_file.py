@@ -14,7 +14,7 @@ from hubert.features import mfcc
 from hubert.kmeans import Codebook
 from hubert.model import HuBERT
 from hubert.outcome import read_outcome
-from hubert.pipeline import resolve
+from hubert.resolve import resolve
 from hubert.table import Table
 from tests.small import build_corpus, write_recipe
 

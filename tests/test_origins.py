@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from hubert.config import TrainSettings
-from hubert.errors import ConfigError
+from hubert.errors import ConfigError, DataError
 from hubert.job import Exit, read_job
 from hubert.model import HuBERT, HuBERTPretrain
 from hubert.origins import Origin, check_dimensions, find_origin, read_config, settle_init, weights_digest
 from hubert.outcome import read_outcome
 from hubert.paths import RunFolder, write_json
-from hubert.pipeline import Resolved, resolve
 from hubert.remembered import Wishes, settle
+from hubert.resolve import Resolved, first_unfinished, resolve
 from hubert.sizes import SIZES, build_config
 from hubert.stage import file_digest
 from hubert.train import TrainStage
@@ -76,10 +76,55 @@ def test_a_new_run_starts_at_iteration_2_from_a_teachers_layer_and_goes_on_from_
     assert (resolved.source["sha256"], resolved.source["layer"], resolved.init["sha256"]) == (sha256, 1, sha256)
     log = next((run / "it2").glob("train-*/train.log")).read_text()
     assert f"the encoder's weights are those of {released}" in log
+    assert first_unfinished(RunFolder.of(str(run))) == 3  # not the first iteration, which this run skipped
     # and the next iteration starts from what this one chose
     assert read_outcome(RunFolder.of(str(run)), 2) is not None
     third = resolve(str(run), str(recipe), str(data), iteration=3)
     assert Path(third.source["checkpoint"]).parent.parent == run / "it2"
+
+
+def test_weights_that_were_replaced_after_the_run_was_settled_are_named_and_label_nothing(material, tmp_path):
+    """Else the units of another model would lie under the first one's key."""
+    data, recipe = material
+    teacher = tmp_path / "teacher"
+    HuBERTPretrain(9, "tiny", **MODEL).save_pretrained(teacher)
+    options = ["--recipe", recipe, "--data", data, "--iteration", "2", "--teacher", teacher, "--layer", "1"]
+    assert hubert("manifest", tmp_path / "run", *options)[0] == 0
+    HuBERTPretrain(9, "tiny", **MODEL).save_pretrained(teacher)  # other random weights
+    code, _, error = hubert("features", tmp_path / "run")
+    assert code == 3
+    assert f"{teacher}: expected the weights with sha256" in error
+    assert not list((tmp_path / "run" / "it2").glob("features-*/receipts/*"))
+
+
+def test_a_trainer_refuses_an_encoder_that_was_replaced_while_it_waited(tmp_path, table, larger):
+    job = job_of(tmp_path / "run", table, init=str(larger))
+    trainer = Trainer(job.model_copy(update={"init": str(larger), "init_sha256": "0" * 64}), ALONE)
+    with pytest.raises(DataError, match="somebody replaced or moved them"):
+        trainer._initialise()
+
+
+def test_a_training_that_is_finished_no_longer_needs_the_encoder_it_started_from(material, released, tmp_path):
+    data, recipe = material
+    run, encoder = tmp_path / "run", shutil.copytree(released, tmp_path / "encoder")
+    options = [
+        "--recipe",
+        recipe,
+        "--data",
+        data,
+        "--set",
+        f"train.init={encoder}",
+        "train.steps=2",
+        "train.log_interval=1",
+    ]
+    for stage in CHAIN[:-1]:
+        code, _, errors = hubert(stage, run, *(options if stage == CHAIN[0] else []))
+        assert code == 0, errors
+    encoder.rename(tmp_path / "elsewhere")
+    code, _, errors = hubert("validate", run, "--set", "validate.seed=1")
+    assert code == 0, errors
+    again = resolve(str(run), str(recipe), str(data), iteration=1, overrides={"train.init": str(encoder)})
+    assert again.init == Resolved.load(RunFolder.of(str(run)).settings(1)).init  # as a new flow run settles it
 
 
 def test_iteration_1_may_have_a_teacher_too(material, released, tmp_path):
@@ -182,7 +227,7 @@ def test_dropouts_layerdrop_and_head_need_not_be_those_of_the_encoder(released):
         size="tiny", model=MODEL | {"dropout": 0.2, "layerdrop": 0.1, "final_dim": 8}, init=str(released)
     )
     found = settle_init(settings)
-    assert found == vars(find_origin(str(released), "train.init"))
+    assert {**found, "config": None} == {**vars(find_origin(str(released), "train.init")), "config": None}
     assert read_config(released).dropout == 0.4
 
 

@@ -36,6 +36,7 @@ from hubert.quality import (
     unit_quality,
 )
 from hubert.sizes import ModelConfig, conv_stack
+from hubert.stage import file_digest
 from hubert.textgrid import read_textgrid
 
 SPEECH = Path(__file__).parents[2] / "shared" / "data" / "librispeech-mini"
@@ -551,6 +552,7 @@ def build_stage(folder: Path, rows: pl.DataFrame) -> QualityStage:
     rows.write_parquet(folder / "manifest.parquet")
     config = ModelConfig(conv_layers=conv_stack(8), dim=16, num_layers=1, num_heads=1, ffn_dim=16, pos_conv_kernel=16)
     HuBERT(config).save_pretrained(folder / "teacher")
+    teacher = file_digest(folder / "teacher" / "model.safetensors")
     generator = torch.Generator().manual_seed(0)
     metadata = {"source": FeatureSource().identity, "frame_rate": 100}
     Codebook(20 * torch.randn(6, 39, generator=generator), metadata).save(folder / "codebook.safetensors")
@@ -562,7 +564,7 @@ def build_stage(folder: Path, rows: pl.DataFrame) -> QualityStage:
         source=FeatureSource(),
         codebook=folder / "codebook.safetensors",
         codebook_key="c",
-        checkpoint={"path": str(folder / "teacher"), "sha256": "abc", "num_layers": 1},
+        checkpoint={"path": str(folder / "teacher"), "sha256": teacher, "num_layers": 1},
         num_units=4,
         features=FeatureSettings(max_chunk_seconds=2.0, chunk_context_seconds=0.25),
     )

@@ -11,9 +11,9 @@ import pytest
 from hubert.errors import DataError, TransientError
 from hubert.locks import find_holder
 from hubert.paths import RunFolder, folder_size
-from hubert.pipeline import Resolved
 from hubert.prune import STALE_SECONDS, find_prunable, remove_all
 from hubert.remembered import Wishes, settle
+from hubert.resolve import Resolved
 from hubert.stage import prune_outputs
 from hubert.status import Chain, format_status, read_folder, read_status
 from tests.test_stage import SquaresStage
@@ -337,6 +337,15 @@ def test_old_settings_go_only_when_asked_for_and_never_what_somebody_points_to(f
     assert Chain(fresh(finished)).is_complete()
 
     choice.unlink()
+    for reference in (
+        f'[init]\ncheckpoint = "{teacher / "step-00000012"}"',
+        f'[codebook]\npath = "{teacher / "c.safetensors"}"',
+    ):
+        choice.with_name("resolved.toml").write_text(
+            f"[source]\n{reference}\n"
+        )  # what a training or labelling starts from
+        assert not any(one.kind == "old" for one in find_prunable(finished, old=True).removals)
+    choice.with_name("resolved.toml").unlink()
     assert {one.path for one in find_prunable(finished, old=True).removals if one.kind == "old"} == {teacher}
     shutil.rmtree(teacher)
 

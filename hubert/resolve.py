@@ -1,0 +1,192 @@
+"""What an iteration will do, settled before anything starts, written down once, and obeyed by every retry.
+
+`resolve` turns what a person asked for into `Resolved`: settings, teacher and layer, starting weights, codebook. Names are
+looked up here; from then on a model or codebook is known by its path and the hash of its content.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import Field
+
+from hubert.config import KMeansSettings, Section
+from hubert.errors import ConfigError
+from hubert.features import FeatureSource
+from hubert.kmeans import read_given
+from hubert.origins import find_origin, settle_init
+from hubert.outcome import read_outcome
+from hubert.paths import RunFolder, atomic_write, find_recipe, write_json
+from hubert.pipeline import Iteration
+from hubert.recipe import IterationSettings, Recipe, read_recipe
+
+
+class Resolved(Section):
+    """What one iteration of a run will do: nothing is looked up again after this."""
+
+    run: str
+    number: int
+    data: str
+    recipe: Recipe
+    recipe_name: str
+    source: dict[str, Any]
+    chosen: str
+    init: dict[str, Any] = Field(default_factory=dict)
+    codebook: dict[str, str] = Field(default_factory=dict)
+    extend: bool = False
+
+    @property
+    def iteration(self) -> "Iteration":
+        """Build the stages' view of this iteration."""
+        return Iteration(self)
+
+    def save(self, path: Path) -> None:
+        """Write the settings as TOML."""
+        content = self.model_dump(mode="json", exclude_none=True)
+        with atomic_write(path) as temporary:
+            temporary.write_text(tomli_w.dumps(content))
+
+    def remember(self) -> None:
+        """Write down in the run's folder what this iteration does, and what it starts from."""
+        folder = RunFolder(Path(self.run))
+        self.save(folder.settings(self.number))
+        write_json(folder.choice(self.number), {"source": self.source, "why": self.chosen})
+
+    @classmethod
+    def load(cls, path: Path) -> "Resolved":
+        """Read what `save` wrote."""
+        return cls.model_validate(tomllib.loads(path.read_text()))
+
+
+def resolve(
+    run: str,
+    recipe: str,
+    data: str,
+    *,
+    iteration: int | None = None,
+    teacher: str = "",
+    layer: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    extend: bool = False,
+    settings: Recipe | None = None,
+) -> Resolved:
+    """Settle what an iteration will do, before anything starts.
+
+    Args:
+        run: name or path of the run.
+        recipe: name or path of the recipe.
+        data: the data folder (or audio folder, archive, manifest).
+        iteration: number from 1; None: the first one that is not finished.
+        teacher: checkpoint whose layer is clustered: its folder or file, a Hugging Face id or a URL; empty: the previous
+            iteration's outcome (MFCC in iteration 1). With one, no earlier iteration is needed.
+        layer: layer of the teacher, from 1; None: the one that the previous iteration chose.
+        overrides: settings that win over the recipe.
+        extend: continue a finished training to more steps.
+        settings: the recipe's content where it is known already (with the overrides); then no file is read.
+
+    Raises:
+        ConfigError: a setting, the data, the teacher or the previous iteration's outcome is missing or contradictory.
+    """
+    folder = RunFolder.of(run)
+    settings = settings or read_recipe(find_recipe(recipe), overrides)
+    location = Path(data).expanduser().resolve()
+    if not data or not location.exists():
+        raise ConfigError(f"data {data!r}: expected a folder of audio, an archive or a manifest; it does not exist")
+    number = first_unfinished(folder) if iteration is None else iteration
+    check_number(number)
+    own = settings.iteration(number)
+    source, chosen = choose_source(folder, number, own, teacher=teacher, layer=layer)
+    before = Resolved.load(folder.settings(number)) if folder.settings(number).exists() else None
+    resolved = Resolved(
+        run=str(folder.root),
+        number=number,
+        data=str(location),
+        recipe=settings,
+        recipe_name=recipe,
+        source=vars(source),
+        chosen=chosen,
+        init=settle_init(own.train, before.init if before else None),
+        codebook=settle_codebook(own.kmeans, source, location, before.codebook if before else None),
+        extend=extend,
+    )
+    resolved.iteration.check_paths()
+    return resolved
+
+
+def check_number(number: int) -> None:
+    """Refuse an iteration below 1.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if number < 1:
+        raise ConfigError(f"iteration {number}: iterations count from 1")
+
+
+def first_unfinished(folder: RunFolder) -> int:
+    """Return the number of the first iteration without an outcome, from the first that was begun (a run may skip some)."""
+    number = min((begun for begun in folder.iterations() if folder.settings(begun).exists()), default=1)
+    while read_outcome(folder, number) is not None:
+        number += 1
+    return number
+
+
+def settle_codebook(
+    kmeans: KMeansSettings, source: FeatureSource, data: Path, before: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Look up the codebook that the recipe names: its name, path and the digest of its content; none if it is fitted.
+
+    Args:
+        kmeans: the settings.
+        source: what is clustered.
+        data: a relative name is relative to it, or to its folder if it is a file.
+        before: what an earlier call returned. If the file has gone since, that still holds: a finished stage has its content.
+
+    Raises:
+        ConfigError: there is no such file.
+        DataError: it is no codebook, or does not fit the settings or what is clustered.
+    """
+    name = kmeans.codebook
+    if not name:
+        return {}
+    path = (data if data.is_dir() else data.parent) / Path(name).expanduser()
+    if not path.exists():
+        if before and before["name"] == name:
+            return dict(before)
+        raise ConfigError(
+            f"kmeans.codebook = {name!r}: {path} does not exist; expected a codebook of ours, which `hubert codebook import` "
+            "makes of others"
+        )
+    codebook = read_given(path, kmeans.num_units, source)
+    return {"name": name, "path": str(path), "digest": codebook.content_digest}
+
+
+def choose_source(
+    folder: RunFolder, number: int, settings: IterationSettings, *, teacher: str, layer: int | None
+) -> tuple[FeatureSource, str]:
+    """Settle what an iteration clusters, and say why: a given teacher, the previous outcome, or MFCC."""
+    if teacher:
+        if layer is None:
+            raise ConfigError(
+                f"teacher {teacher!r} was given without `layer`: say which of its layers is clustered, from 1"
+            )
+        origin = find_origin(teacher, "teacher")
+        source = FeatureSource.of_layer(
+            Path(origin.checkpoint), origin.sha256, layer, settings.features, name=origin.name
+        )
+        return source, "given: teacher and layer"
+    if number == 1:
+        if layer is not None:
+            raise ConfigError(f"layer {layer} was given for iteration 1 without a teacher; iteration 1 clusters MFCCs")
+        return FeatureSource(), "iteration 1 starts from MFCC"
+    outcome = read_outcome(folder, number - 1)
+    if outcome is None:
+        raise ConfigError(
+            f"iteration {number} of {folder.root} needs a teacher, and iteration {number - 1} is not finished; "
+            f"run iteration {number - 1} first, or give `teacher` and `layer`"
+        )
+    why = outcome.why if layer is None else f"given: layer {layer}"
+    chosen = outcome.layer if layer is None else layer
+    return FeatureSource.of_layer(Path(outcome.checkpoint), outcome.sha256, chosen, settings.features), why
