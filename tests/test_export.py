@@ -246,6 +246,17 @@ def test_the_cards_python_runs(run, tmp_path, monkeypatch):
                 assert_equal(names["model"], model.hubert)
 
 
+def test_the_mask_embedding_of_a_transformers_model_stays_when_it_is_exported_again(tmp_path):
+    build(BASE_LIKE).save_pretrained(tmp_path / "theirs", format="transformers")
+    assert (
+        main(["export", str(tmp_path / "theirs"), "--format", "transformers", "--output", str(tmp_path / "ours")]) == 0
+    )
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("theirs", "ours"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (tmp_path / "theirs" / "config.json").read_text() == (tmp_path / "ours" / "config.json").read_text()
+
+
 def test_a_checkpoint_is_exported_without_a_run(run, tmp_path, capsys):
     folder, model = run
     checkpoint = json.loads(folder.outcome(2).read_text())["checkpoint"]
