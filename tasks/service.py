@@ -177,7 +177,7 @@ def down(settings: ServiceSettings) -> Stopped:
                 runs = api.crash_unfinished_runs(settings.pool, "The service was stopped during this run.")
         killed += stop_processes(list(service.processes.values()), settings.stop_seconds)
         disable_plugins(settings.profiles, settings.folder)
-        record_file(settings.folder).unlink()
+        record_file(settings.folder).unlink(missing_ok=True)
         return Stopped(processes=alive, killed=tuple(killed), runs=tuple(runs))
 
 
