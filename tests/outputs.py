@@ -6,6 +6,8 @@ from typing import Any
 
 import polars as pl
 
+from hubert.kmeans import Codebook
+
 TIMES = {
     "seconds",
     "time",
@@ -30,13 +32,12 @@ def outputs(run: Path, numbers: tuple[int, ...] = (1,)) -> dict[str, Any]:
     """Return manifest, codebooks, units, weights and metrics of a run, by name."""
     found: dict[str, Any] = {}
     for manifest in sorted(run.glob("manifest-*")):
-        found[manifest.name] = pl.read_parquet(manifest / "everything.parquet")["fileid"].to_list()
+        for path in sorted(manifest.glob("[etv]*.parquet")):  # everything, train, validation
+            found[f"{manifest.name}/{path.stem}"] = pl.read_parquet(path)["fileid"].to_list()
     for number in numbers:
         home = run / f"it{number}"
         for path in sorted(home.glob("kmeans-*/codebook.safetensors")):
-            found[f"{number}/codebook"] = path.read_bytes()[
-                -2000:
-            ]  # the centroids; the header names the teacher's path
+            found[f"{number}/codebook"] = Codebook.load(path).centroids.tolist()  # the metadata name the teacher's path
         for table in sorted(home.glob("units-*/tables/*/units.npy")):
             found[f"{number}/units/{table.parent.name}"] = table.read_bytes()
         for path in sorted(home.glob("train-*/step-*/model.safetensors")):
