@@ -58,13 +58,17 @@ def test_a_client_that_changed_is_a_warning_not_an_error(folder, monkeypatch, ca
     assert "write <flow>/<deployment> in full" in caplog.text
 
 
-def test_the_addresses_of_the_service_are_supplied(folder):
+def test_the_addresses_of_the_service_are_supplied_and_that_nobody_is_told(folder, monkeypatch):
+    for variable in ("DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY"):
+        monkeypatch.delenv(variable, raising=False)
     assert set_up().env == {
         "PREFECT_API_URL": "http://127.0.0.1:4321/api",
         "PREFECT_UI_URL": "http://127.0.0.1:4321/v2",
         "MLFLOW_TRACKING_URI": "http://127.0.0.1:5000",
         "NO_PROXY": "127.0.0.1",
         "no_proxy": "127.0.0.1",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
     }
 
 
