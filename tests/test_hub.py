@@ -14,6 +14,8 @@ import pytest
 from hubert import download as downloads
 from hubert.errors import ConfigError, DataError, TransientError
 from hubert.hub import locate
+from hubert.model import HuBERT
+from hubert.origins import find_origin, read_config
 from hubert.paths import read_json
 from tests.servers import COMMIT, CONTENT, Handler, Server, serving, write_cache
 
@@ -223,10 +225,31 @@ def test_a_repository_whose_configuration_needs_a_program_is_refused_and_it_does
     program = f"open({str(marker)!r}, 'w').close()"
     files = {"config.json": json.dumps({"auto_map": {"AutoModel": "modeling.Evil"}}), "modeling.py": program}
     folder = write_cache(tmp_path, "org/model", {**files, "model.safetensors": ""})
-    for name in ("org/model", folder):
-        with pytest.raises(DataError, match=r"code of its own .*modeling\.Evil.*never run"):
-            locate(name, cache_dir=tmp_path)
+    refused = {"match": r"code of its own .*modeling\.Evil.*never run"}
+    with pytest.raises(DataError, **refused):
+        locate("org/model", cache_dir=tmp_path)
+    for path in (folder, folder / "model.safetensors"):
+        with pytest.raises(DataError, **refused):
+            HuBERT.from_pretrained(path)
+        with pytest.raises(DataError, **refused):
+            find_origin(str(path), "teacher")
     assert not marker.exists()
+
+
+def test_a_file_that_is_a_link_in_the_hubs_cache_keeps_its_name_and_its_configuration(tmp_path):
+    """The snapshots of the Hub's client are links to blobs, which have neither a suffix nor a config.json beside them."""
+    folder = write_cache(tmp_path, "org/model", {})
+    folder.mkdir(parents=True)
+    HuBERT("tiny", num_layers=1, layer_norm_eps=1e-3).save_pretrained(tmp_path / "model")
+    blobs = folder.parent.parent / "blobs"
+    blobs.mkdir()
+    for number, file in enumerate((tmp_path / "model").iterdir()):
+        file.rename(blobs / f"abc{number}")
+        (folder / file.name).symlink_to(f"../../blobs/abc{number}")
+    for path in (folder, folder / "model.safetensors"):
+        origin = find_origin(str(path), "teacher")
+        assert read_config(Path(origin.checkpoint)).layer_norm_eps == 1e-3
+        assert origin.sha256 == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
 class Hub(Server):
