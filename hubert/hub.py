@@ -14,7 +14,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from hubert.download import PASSING, download
-from hubert.errors import ConfigError, DataError, HubertError, TransientError
+from hubert.errors import ConfigError, DataError, HubertError, TransientError, first_line
 from hubert.formats import refuse_programs, weight_files
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -121,19 +121,19 @@ class _Repository:
             raise ConfigError(
                 f"{self}: there is no such path here, and the Hub has no such model, or it is private or gated; check the name, "
                 "and the token "
-                f"(`hf auth login`). The Hub says: {_first_line(error)}"
+                f"(`hf auth login`). The Hub says: {first_line(error)}"
             ) from error
         except HfHubHTTPError as error:
             status = getattr(error.response, "status_code", 500)
             kind = TransientError if status >= 500 or status in PASSING else ConfigError
-            raise kind(f"{self}: the Hub answered {status}: {_first_line(error)}. {self._offline_help()}") from error
+            raise kind(f"{self}: the Hub answered {status}: {first_line(error)}. {self._offline_help()}") from error
         except LocalEntryNotFoundError as error:
             raise TransientError(
                 f"{self}: the Hub cannot be reached, and the cache does not hold all of it. {self._offline_help()}"
             ) from error
         except Exception as error:  # each version of huggingface_hub brings an HTTP library with errors of its own
             raise TransientError(
-                f"{self}: fetching it failed ({type(error).__name__}: {_first_line(error)}). {self._offline_help()}"
+                f"{self}: fetching it failed ({type(error).__name__}: {first_line(error)}). {self._offline_help()}"
             ) from error
 
     def _fetch_in_two_steps(self) -> Path:
@@ -185,7 +185,3 @@ def has_weights(folder: Path) -> bool:
         return bool(weight_files(folder))
     except DataError:  # a part is missing, or config.json is damaged
         return False
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
