@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubert.errors import ConfigError
+from hubert.model_formats import FORMATS
 from hubert.paths import RunFolder
 
 if TYPE_CHECKING:
     from hubert.outcome import Outcome
     from hubert.sizes import ModelConfig
-
-_FORMATS = ("hubert-flows", "transformers", "torchaudio")
 
 
 def add_commands(commands: Any) -> None:
@@ -26,7 +25,7 @@ def add_commands(commands: Any) -> None:
         metavar="RUN|CHECKPOINT",
         help="a run: the checkpoint of its newest outcome; or a checkpoint: a folder, a file, a Hugging Face id, a URL",
     )
-    export.add_argument("--format", choices=_FORMATS, required=True, help="of the files")
+    export.add_argument("--format", choices=FORMATS, required=True, help="of the files")
     export.add_argument("--output", metavar="FOLDER", type=Path, required=True, help="where they go")
     export.add_argument("--iteration", metavar="N", type=int, help="of the run (default: the newest with an outcome)")
     export.add_argument(

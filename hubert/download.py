@@ -1,13 +1,17 @@
 """One file from the web: into a cache, resumed after a broken connection, checked by its hash.
 
+Where the address promises a hash, the file is checked against it. Where it promises none, the hash of our own first download
+is written down and the file in the cache is checked against that: it shows later damage, not a wrong file at the source.
+
 <cache>/<16 hex of the address>/
     hubert_base.pt            the file, there once it is whole
-    hubert_base.pt.json       its address, size and sha256, which is checked whenever the file is used again
+    hubert_base.pt.json       its address, size and sha256, written just before; checked whenever the file is used
     hubert_base.pt.part       what has come so far
-    hubert_base.pt.part.json  which version of the file that is part of (ETag or date): another one starts anew
+    hubert_base.pt.part.json  which version of the file that is part of (ETag or date), another one starts anew; its size
     lock                      one process fetches, the others wait for it
 """
 
+import errno
 import hashlib
 import http.client
 import os
@@ -15,6 +19,7 @@ import re
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +36,7 @@ ATTEMPTS = 5  # connections in a row that bring nothing new
 PAUSE = 1.0  # seconds before the second of them, doubled each time
 TIMEOUT = 30.0  # seconds without a byte
 BLOCK = 1 << 20
+UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 PASSING = {408, 425, 429}  # and all from 500: worth another try
 
 
@@ -48,27 +54,37 @@ def download(address: str, *, cache_dir: str | Path | None = None, local_files_o
         cache_dir: where it is kept; None: `cache_root()`.
         local_files_only: take what is there, and ask nobody.
 
+    A file that is whole is used without writing anything, so the cache may be read-only.
+
     Raises:
         ConfigError: the host has no such file, or it is not here and must not be fetched.
-        DataError: the file has another hash than promised. It is removed.
+        DataError: the file has another hash than promised. What has just come is removed, what was in the cache is kept.
         TransientError: the network or the disk failed. What has come is kept, and the next call goes on from there.
     """
     address, _, fragment = address.partition("#")
     file = _File(
         address, Path(cache_dir or cache_root()).expanduser() / _short_hash(address), _promised(address, fragment)
     )
-    if local_files_only and not file.path.exists():
-        raise ConfigError(
-            f"{address}: it is not in the cache ({file.folder}) and local_files_only is set. Fetch it elsewhere, copy it here, "
-            "and give its path"
+    flaw = file.find_flaw()
+    if not flaw:
+        return file.path
+    if local_files_only and not file.has_come:
+        raise (DataError if file.path.exists() else ConfigError)(
+            f"{address}: {flaw}, and local_files_only is set. Fetch it where there is a network, copy it here, and give its path"
         )
     try:
         with hold(file.folder, address):
-            if not file.is_whole(repair=not local_files_only):
+            flaw = file.find_flaw()  # another process may have fetched it meanwhile
+            if flaw:
+                if file.path.exists():
+                    print(f"{flaw}; fetching it again")
                 file.fetch()
-    except PermissionError as error:
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
         raise ConfigError(
-            f"{file.folder} cannot be written ({error.strerror}); name another folder by `cache_dir` or XDG_CACHE_HOME"
+            f"{address}: {flaw}, and {file.folder} cannot be written ({error.strerror}); name another folder by `cache_dir` or "
+            "XDG_CACHE_HOME"
         ) from error
     return file.path
 
@@ -120,34 +136,39 @@ class _File:
     def part_record(self) -> Path:
         return self.path.with_name(f"{self.path.name}.part.json")
 
-    def is_whole(self, *, repair: bool) -> bool:
-        """Say whether the file is here with the hash that was written down. One that was damaged since is removed, to repair it.
+    @property
+    def has_come(self) -> bool:
+        """Whether the part is the whole file: a process was killed before it could give it its name."""
+        size = (read_json(self.part_record) or {}).get("bytes")
+        return self.part.exists() and self._have() == size
+
+    def find_flaw(self) -> str:
+        """Say what is wrong with the file in the cache; empty if it is here with the hash that was written down.
+
+        A file without a record is whole, since it gets its name only then; the record is written anew if it can be.
 
         Raises:
-            DataError: it is not the file that the address promises, or is damaged and `repair` is false.
+            DataError: it is not the file that the address promises.
         """
-        recorded = (read_json(self.record) or {}).get("sha256")
-        if repair and (not self.path.exists() or recorded is None):
-            return False
+        if not self.path.exists():
+            return f"it is not in the cache ({self.folder})"
         found = file_digest(self.path)
-        if found != recorded:
-            problem = (
-                f"{self.path}: expected sha256 {recorded}, as when it was fetched from {self.address}, found {found}"
+        recorded = (read_json(self.record) or {}).get("sha256")
+        if recorded not in (None, found):
+            return (
+                f"{self.path}: expected sha256 {recorded}, as when it was fetched from {self.address}, found {found}: it was "
+                "damaged since"
             )
-            if not repair:
-                raise DataError(
-                    f"{problem}. It was damaged since; remove it and fetch it again, where there is a network"
-                )
-            print(f"{problem}; fetching it again")
-            self._forget()
-            return False
-        self._check(found)
-        return True
+        self._check(found, f"It is kept; to fetch the present one remove {self.path}, or name another `cache_dir`")
+        if recorded is None:
+            with suppress(OSError):
+                self._write_record(self.path, found)
+        return ""
 
     def fetch(self) -> None:
         """Fetch the file, over as many connections as it takes."""
         idle = 0
-        while True:
+        while not self.has_come:
             before = self._have()
             try:
                 whole = self._receive()
@@ -186,9 +207,9 @@ class _File:
                 have = 0
             if not have:
                 version = {"etag": answer.headers["ETag"], "modified": answer.headers["Last-Modified"]}
-                write_json(self.part_record, version)
             length = answer.headers["Content-Length"]
             total = None if length is None else have + int(length)
+            write_json(self.part_record, {**version, "bytes": total})
             with (
                 self.part.open("ab") as file,
                 tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=self.path.name, disable=None) as bar,
@@ -212,25 +233,34 @@ class _File:
             ) from error
 
     def _finish(self) -> None:
+        """Check what has come and give it its name. A kill at any point leaves what the next call finishes."""
         digest = file_digest(self.part)
-        self._check(digest)
+        try:
+            self._check(digest, "It was removed; do not use it unless you know why")
+        except DataError:
+            remove(self.part)
+            remove(self.part_record)
+            raise
         flush(self.part)
-        size = self._have()
+        self._write_record(self.part, digest)
         self.part.rename(self.path)
-        write_json(self.record, {"address": self.address, "bytes": size, "sha256": digest})
+        flush(self.folder)
         remove(self.part_record)
 
-    def _check(self, digest: str) -> None:
+    def _write_record(self, file: Path, digest: str) -> None:
+        write_json(self.record, {"address": self.address, "bytes": file.stat().st_size, "sha256": digest})
+
+    def _check(self, digest: str, what_now: str) -> None:
+        """Compare a hash with the one that the address promises.
+
+        Raises:
+            DataError: they differ.
+        """
         if not digest.startswith(self.promised):
-            self._forget()
             raise DataError(
                 f"{self.address}: expected a file whose sha256 is (or begins with) {self.promised}, found {digest}. Likely "
-                "cause: the file was replaced, or changed on its way. It was removed; do not use it unless you know why"
+                f"cause: the file was replaced, or changed on its way. {what_now}"
             )
-
-    def _forget(self) -> None:
-        for path in (self.path, self.record, self.part, self.part_record):
-            remove(path)
 
 
 def _validator(version: dict[str, Any]) -> str | None:
@@ -244,6 +274,25 @@ def _starts_at(headers: Any, position: int) -> bool:
     return bool(re.match(rf"bytes {position}-", headers["Content-Range"] or ""))
 
 
+class _Redirections(urllib.request.HTTPRedirectHandler):
+    """Follows redirections, but none from https to http, where anybody on the way could exchange the file."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        """Return the request of the new address.
+
+        Raises:
+            ConfigError: it leaves https.
+        """
+        if req.type == "https" and urlsplit(newurl).scheme != "https":
+            raise ConfigError(
+                f"{req.full_url}: the host sends on to {newurl}, which is not encrypted: the file could be exchanged on its way. "
+                "Fix: give an address that stays with https; or fetch the file yourself and give its path"
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def _opener() -> urllib.request.OpenerDirector:
     """Return what opens http(s) and follows redirections to http(s) only: urllib's own also opens files."""
     opener = urllib.request.OpenerDirector()
@@ -252,7 +301,7 @@ def _opener() -> urllib.request.OpenerDirector:
         urllib.request.HTTPHandler,
         urllib.request.HTTPSHandler,
         urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.HTTPRedirectHandler,
+        _Redirections,
         urllib.request.HTTPErrorProcessor,
         urllib.request.UnknownHandler,
     ):

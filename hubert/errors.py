@@ -28,3 +28,18 @@ class TransientError(HubertError):
 
 class TrainingDiverged(HubertError):
     """The loss was not finite for many steps in a row."""
+
+
+def first_line(error: BaseException, *, after: str = "") -> str:
+    """Return the first line of what an error of another library says, to stand in a message of ours.
+
+    Args:
+        error: the error.
+        after: a text of which only what follows is taken, such as the library's own name for the fault.
+
+    Returns:
+        At most 200 characters; the name of the error's class if it says nothing.
+    """
+    text = str(error)
+    text = text.rpartition(after)[2] if after else text
+    return (text.strip().splitlines() or [type(error).__name__])[0].rstrip()[:200]

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hubert.errors import ConfigError, DataError, TransientError
+from hubert.errors import ConfigError, DataError, TransientError, first_line
 from hubert.formats import CONFIG_FILE, PREPROCESSOR_FILE, TORCHAUDIO_FILE, WEIGHTS_FILE, write_weights
-from hubert.layouts import OWN, rename
+from hubert.layouts import rename
+from hubert.model_formats import FORMATS
 from hubert.paths import atomic_write, read_json, write_json
 from hubert.sizes import SAMPLE_RATE, SIZES, ModelConfig
 
-FORMATS = (OWN, "transformers", "torchaudio")
 _TORCHAUDIO_EPS = 1e-5
 
 
@@ -223,19 +223,15 @@ def push_to_hub(folder: str | Path, repo_id: str, *, token: str | None = None, p
             folder_path=folder, repo_id=repo_id, allow_patterns=files, commit_message="Upload HuBERT"
         )
     except (HFValidationError, LocalTokenNotFoundError) as error:
-        raise ConfigError(f"{repo_id!r} on the Hugging Face Hub: {_flat(error)}") from error
+        raise ConfigError(f"{repo_id!r} on the Hugging Face Hub: {first_line(error)}") from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status < 500 and status not in {408, 429}:
             raise ConfigError(
-                f"{repo_id}: the Hub refused ({status}): {_flat(error)} Likely cause: the token may not write there; "
+                f"{repo_id}: the Hub refused ({status}): {first_line(error)}. Likely cause: the token may not write there; "
                 "`hf auth login`, or set HF_TOKEN"
             ) from error
-        raise TransientError(f"{repo_id}: the Hub failed ({status}): {_flat(error)}") from error
+        raise TransientError(f"{repo_id}: the Hub failed ({status}): {first_line(error)}") from error
     except network_errors as error:
-        raise TransientError(f"{repo_id}: the Hub cannot be reached: {_flat(error)}") from error
+        raise TransientError(f"{repo_id}: the Hub cannot be reached: {first_line(error)}") from error
     return str(commit.commit_url)
-
-
-def _flat(error: BaseException) -> str:
-    return " ".join(str(error).split())

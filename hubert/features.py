@@ -28,12 +28,11 @@ from hubert.manifest import audio_refs, manifest_digest, plan_shards, scan_manif
 from hubert.model import HuBERT
 from hubert.origins import check_weights, read_config
 from hubert.paths import atomic_write
-from hubert.sizes import SAMPLE_RATE, num_frames
+from hubert.sizes import FRAME_RATE, SAMPLE_RATE, num_frames
 from hubert.stage import Figures, Receipt, Spec, Stage, digest
 from hubert.table import num_units_of
 
 MFCC_FRAME_RATE = 100
-HUBERT_FRAME_RATE = 50
 MFCC_CONTEXT = 4  # frames on each side that the second difference looks at
 MFCC_CHUNK = 100 * SAMPLE_RATE  # large enough that matrix products round as they do on the whole file
 
@@ -105,7 +104,7 @@ class FeatureSource:
     @property
     def frame_rate(self) -> int:
         """Frames per second."""
-        return MFCC_FRAME_RATE if self.is_mfcc else HUBERT_FRAME_RATE
+        return MFCC_FRAME_RATE if self.is_mfcc else FRAME_RATE
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ model.safetensors    the weights in float32 under the names of the module's stat
 `hubert.export` writes their formats.
 """
 
-import re
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,64 +100,135 @@ def read_pretrained(
     """Read a checkpoint: a folder of ours or of transformers, a file of weights of any known layout, a Hub id, a URL.
 
     Raises:
-        ConfigError, TransientError: from `hubert.hub.locate`, for what is not here.
+        ConfigError, TransientError: from `hubert.hub.locate`, for a name that is no path here.
         DataError: the folder or file is missing, damaged or something else.
     """
     path = Path(name).expanduser()
-    if not path.exists() and is_remote(name):
+    if isinstance(name, str) and not path.exists():
         from hubert.hub import locate
 
-        path = locate(str(name), revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
-    if path.is_dir():
-        return read_folder(path, str(name))
-    if not path.is_file():
+        path = locate(name, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
+    if not path.exists():
         raise DataError(
             f"{name}: expected a checkpoint folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or a file of weights (.pt, .pth, "
-            ".bin, .safetensors); found nothing there. A Hub id has one slash (facebook/hubert-base-ls960)"
+            ".bin, .safetensors); found nothing there"
         )
-    if path.name in WEIGHT_FILES and (path.parent / CONFIG_FILE).exists():
-        return read_folder(path.parent, str(name), path)
+    if path.is_dir() or _lies_in_folder(path):
+        return read_folder(path, str(name))
     return read_file(path, str(name))
 
 
-def is_remote(name: str | Path) -> bool:
-    """Say whether a name that is no path here is a URL or a Hub id: `owner/name`, of no owner that is a folder here."""
-    if isinstance(name, Path):
-        return False
-    return "://" in name or (re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) is not None and not Path(name).parent.is_dir())
-
-
-def read_folder(folder: Path, where: str, weights: Path | None = None) -> Pretrained:
+def read_folder(checkpoint: Path, where: str) -> Pretrained:
     """Read a folder with a config.json of ours or of transformers, or with weights only.
 
     Args:
-        folder: the folder.
+        checkpoint: the folder, or the one of its files of weights to read.
         where: for messages.
-        weights: the file of weights to read; None: the first of `WEIGHT_FILES` that is there.
 
     Raises:
-        DataError: one of the files is missing, damaged or something else.
+        DataError: one of the files is missing, damaged or something else, or config.json asks for a program.
     """
-    content = read_json(folder / CONFIG_FILE)
-    named = (content or {}).get("weights")  # in a folder for torchaudio; files of an older export may lie beside
-    names = [named, *WEIGHT_FILES] if named in WEIGHT_FILES else WEIGHT_FILES
-    weights = weights or next((folder / name for name in names if (folder / name).exists()), None)
-    if content is None and (weights is None or (folder / CONFIG_FILE).exists()):
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    content, files = _read_settings(checkpoint), weight_files(checkpoint)
+    if content is None and not files:
         raise DataError(
-            f"{folder / CONFIG_FILE}: expected a JSON object, found nothing readable; the folder is no checkpoint"
+            f"{folder / CONFIG_FILE}: expected a JSON object, found no file; the folder is no checkpoint. A file of weights of "
+            "another name is given by its own path"
         )
     content = content or {}
     own = _own_config(folder, content) if content.get("format") == OWN else None
-    if weights is None:
+    if not files:
         raise DataError(
             f"{folder / WEIGHTS_FILE}: expected the weights of a checkpoint, found none of {', '.join(WEIGHT_FILES)}"
         )
+    weights = files[0]
     if own is not None:
         return _read_own(where, weights, own, content.get("num_classes"))
     if "model_type" not in content and "hubert_flows" not in content:  # such as minimal_hubert's {"size": "base"}
         return read_file(weights, where)
     settings = transformers_settings(content, read_json(folder / PREPROCESSOR_FILE), folder / CONFIG_FILE)
     return _assemble(where, convert(_read_tensors(weights), weights), settings)
+
+
+def weight_files(checkpoint: Path) -> list[Path]:
+    """Return the files that a checkpoint's weights are read from: one, or an index and the files that it names.
+
+    This is the one rule of what is loaded: `read_pretrained` reads these files and `hubert.origins` hashes them.
+
+    Args:
+        checkpoint: a folder, of which the file counts that its config.json names (`weights`, in a folder for torchaudio:
+            files of an older export may lie beside), else the first of `WEIGHT_FILES` that is there; or a file, which is
+            taken as it is.
+
+    Returns:
+        The files; none if the folder has none of `WEIGHT_FILES`.
+
+    Raises:
+        DataError: config.json is damaged or asks for a program; the index is damaged, or a file that it names is missing.
+    """
+    content = _read_settings(checkpoint) or {}
+    chosen = checkpoint
+    if checkpoint.is_dir():
+        named = content.get("weights")
+        names = [named, *WEIGHT_FILES] if named in WEIGHT_FILES else WEIGHT_FILES
+        chosen = checkpoint / next((name for name in names if (checkpoint / name).is_file()), WEIGHTS_FILE)
+    return [chosen, *_indexed_files(chosen)] if chosen.is_file() else []
+
+
+def refuse_programs(folder: Path, where: str) -> None:
+    """Refuse a folder whose configuration asks for classes of its own, which are programs in it.
+
+    Raises:
+        DataError: `auto_map` in its config.json; names the classes.
+    """
+    classes = (read_json(folder / CONFIG_FILE) or {}).get("auto_map")
+    if classes:
+        raise DataError(
+            f"{where}: its config.json asks for code of its own (auto_map: {json.dumps(classes)[:200]}), which is "
+            "never run here. Likely cause: the model is no plain HuBERT. Fix: if it is one, copy its weights and config.json "
+            "to a folder, remove `auto_map` there, and give that folder"
+        )
+
+
+def _lies_in_folder(file: Path) -> bool:
+    """Say whether a file of weights is described by the config.json beside it."""
+    return file.name in WEIGHT_FILES and (file.parent / CONFIG_FILE).exists()
+
+
+def _read_settings(checkpoint: Path) -> dict[str, Any] | None:
+    """Return the content of a checkpoint's config.json; None if it has none.
+
+    Raises:
+        DataError: it is no JSON object, or asks for a program.
+    """
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    if not (folder / CONFIG_FILE).exists() or (folder != checkpoint and not _lies_in_folder(checkpoint)):
+        return None
+    content = read_json(folder / CONFIG_FILE)
+    if content is None:
+        raise DataError(
+            f"{folder / CONFIG_FILE}: expected a JSON object, found nothing readable; the folder is no checkpoint"
+        )
+    refuse_programs(folder, str(folder))
+    return content
+
+
+def _indexed_files(path: Path) -> list[Path]:
+    """Return the files that an index names; none for another file.
+
+    Raises:
+        DataError: the index is damaged, points out of its folder or to an index, or a file that it names is missing.
+    """
+    if not path.name.endswith(".index.json"):
+        return []
+    names = (read_json(path) or {}).get("weight_map")
+    if not isinstance(names, dict) or not names or any(Path(str(name)).name != name for name in names.values()):
+        raise DataError(f"{path}: expected a weight_map from names to files beside it")
+    files = [path.parent / name for name in sorted(set(names.values()))]
+    for file in files:
+        if file.suffix == ".json" or not file.is_file():
+            raise DataError(f"{file}: expected a file of weights, which {path.name} names, found none; copy all parts")
+    return files
 
 
 def _own_config(folder: Path, content: Mapping[str, Any]) -> ModelConfig:
@@ -212,10 +283,7 @@ def _assemble(
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a state dict from one file, or from the files that an index (transformers' shards) names."""
     if path.name.endswith(".index.json"):
-        shards = (read_json(path) or {}).get("weight_map")
-        if not isinstance(shards, dict) or any(Path(str(name)).name != name for name in shards.values()):
-            raise DataError(f"{path}: expected a weight_map from names to files beside it")
-        parts = [_read_tensors(path.parent / name) for name in sorted(set(shards.values()))]
+        parts = [_read_tensors(file) for file in _indexed_files(path)]
         return {name: value for part in parts for name, value in part.items()}
     if path.suffix != ".safetensors":
         from hubert.unpickle import load_torch

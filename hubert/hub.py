@@ -7,7 +7,6 @@
 Programs in a repository are never fetched and never run. A repository whose configuration needs one is refused.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from hubert.download import PASSING, download
-from hubert.errors import ConfigError, DataError, HubertError, TransientError
-from hubert.paths import read_json
+from hubert.errors import ConfigError, DataError, HubertError, TransientError, first_line
+from hubert.formats import refuse_programs, weight_files
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 SETTINGS = ["config.json", "preprocessor_config.json"]
@@ -53,7 +52,6 @@ def locate(
         return download(text, cache_dir=cache_dir, local_files_only=local_files_only)
     path = Path(text).expanduser()
     if path.exists():
-        refuse_programs(path, text)
         return path
     if not HUB_ID.fullmatch(text) or path.suffix in {".pt", ".pth", ".bin", ".safetensors"}:
         raise ConfigError(
@@ -61,21 +59,6 @@ def locate(
             f"{path.absolute()} does not exist"
         )
     return _Repository(text, revision, token, cache_dir).fetch(local_files_only=local_files_only)
-
-
-def refuse_programs(folder: Path, name: str) -> None:
-    """Refuse a folder whose configuration asks for classes of its own, which are programs in it.
-
-    Raises:
-        DataError: `auto_map` in its config.json; names the classes.
-    """
-    config = read_json(folder / "config.json") if folder.is_dir() else None
-    if config is not None and config.get("auto_map"):
-        raise DataError(
-            f"{name}: its config.json asks for code of its own (auto_map: {json.dumps(config['auto_map'])[:200]}), which is "
-            "never run here. Likely cause: the model is no plain HuBERT. Fix: if it is one, copy its weights and config.json "
-            "to a folder, remove `auto_map` there, and give that folder"
-        )
 
 
 @dataclass
@@ -94,7 +77,10 @@ class _Repository:
         folder = self._cached()
         if folder is None and (local_files_only or constants.HF_HUB_OFFLINE):
             why = "local_files_only is set" if local_files_only else "HF_HUB_OFFLINE is set"
-            raise ConfigError(f"{self}: it is not in the cache, or not all of it, and {why}. {self._offline_help()}")
+            raise ConfigError(
+                f"{self}: there is no such path here, it is not in the Hub's cache, or not all of it, and {why}. "
+                f"{self._offline_help()}"
+            )
         return folder or self._fetch()
 
     def __str__(self) -> str:
@@ -105,11 +91,11 @@ class _Repository:
         from huggingface_hub import try_to_load_from_cache
 
         config = try_to_load_from_cache(self.name, "config.json", cache_dir=self.cache_dir, revision=self.revision)
-        if not isinstance(config, str) or not has_weights(Path(config).parent):
+        if not isinstance(config, str):
             return None
         folder = Path(config).parent
         refuse_programs(folder, str(self))
-        return folder
+        return folder if has_weights(folder) else None
 
     def _fetch(self) -> Path:
         """Fetch the configuration, look at it, then fetch the weights of the same commit."""
@@ -133,20 +119,21 @@ class _Repository:
             ) from error
         except RepositoryNotFoundError as error:
             raise ConfigError(
-                f"{self}: the Hub has no such model, or it is private or gated; check the name, and the token "
-                f"(`hf auth login`). The Hub says: {_first_line(error)}"
+                f"{self}: there is no such path here, and the Hub has no such model, or it is private or gated; check the name, "
+                "and the token "
+                f"(`hf auth login`). The Hub says: {first_line(error)}"
             ) from error
         except HfHubHTTPError as error:
             status = getattr(error.response, "status_code", 500)
             kind = TransientError if status >= 500 or status in PASSING else ConfigError
-            raise kind(f"{self}: the Hub answered {status}: {_first_line(error)}. {self._offline_help()}") from error
+            raise kind(f"{self}: the Hub answered {status}: {first_line(error)}. {self._offline_help()}") from error
         except LocalEntryNotFoundError as error:
             raise TransientError(
                 f"{self}: the Hub cannot be reached, and the cache does not hold all of it. {self._offline_help()}"
             ) from error
         except Exception as error:  # each version of huggingface_hub brings an HTTP library with errors of its own
             raise TransientError(
-                f"{self}: fetching it failed ({type(error).__name__}: {_first_line(error)}). {self._offline_help()}"
+                f"{self}: fetching it failed ({type(error).__name__}: {first_line(error)}). {self._offline_help()}"
             ) from error
 
     def _fetch_in_two_steps(self) -> Path:
@@ -193,18 +180,8 @@ class _Repository:
 
 
 def has_weights(folder: Path) -> bool:
-    """Say whether a folder holds weights: one file, or an index and every file that it names."""
-    for whole, index in (
-        ("model.safetensors", "model.safetensors.index.json"),
-        ("pytorch_model.bin", "pytorch_model.bin.index.json"),
-    ):
-        if (folder / whole).exists():
-            return True
-        parts = (read_json(folder / index) or {}).get("weight_map")
-        if isinstance(parts, dict) and parts and all((folder / str(part)).exists() for part in parts.values()):
-            return True
-    return False
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """Say whether a folder holds all the weights that would be loaded from it."""
+    try:
+        return bool(weight_files(folder))
+    except DataError:  # a part is missing, or config.json is damaged
+        return False

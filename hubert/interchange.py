@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from hubert.errors import ConfigError, DataError
@@ -135,12 +135,3 @@ def to_scikit_learn(codebook: Codebook) -> Any:
     estimator._n_threads = 1  # noqa: SLF001  (kept in the file by scikit-learn)
     estimator.hubert_metadata = dict(codebook.metadata)
     return estimator
-
-
-def is_codebook(path: Path) -> bool:
-    """Say whether a file is a codebook of ours."""
-    try:
-        with safe_open(path, framework="np") as file:
-            return "codebook" in (file.metadata() or {})
-    except (OSError, SafetensorError):
-        return False

@@ -142,16 +142,11 @@ def run_export(args: argparse.Namespace) -> None:
     Raises:
         DataError: the k-means of the run is not finished, or the file is no codebook.
     """
-    from hubert.interchange import export_codebook, is_codebook
+    from hubert.interchange import export_codebook
     from hubert.kmeans import Codebook
 
     path = Path(args.codebook).expanduser()
-    if path.is_file():
-        if not is_codebook(path):
-            raise DataError(
-                f"{path}: expected a codebook of ours; `hubert codebook import` makes one of another program's file"
-            )
-    else:
+    if not path.is_file():
         path = _finished(args.codebook, args.iteration, "kmeans").kmeans.path
     output = args.output.expanduser().absolute()
     export_codebook(Codebook.load(path), output, args.format)

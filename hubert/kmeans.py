@@ -88,13 +88,14 @@ class Codebook:
             opened = safe_open(path, framework="pt")
         except (OSError, SafetensorError) as error:
             raise DataError(
-                f"{path}: expected a codebook: {error}. One of another program comes in by `hubert codebook import`"
+                f"{path}: expected a codebook of ours: {error}; `hubert codebook import` makes one of another program's file"
             ) from error
         with opened as file:
             header = file.metadata() or {}
             if "codebook" not in header or "centroids" not in file.keys():  # noqa: SIM118  (safe_open is no mapping)
                 raise DataError(
-                    f"{path}: expected a codebook with `centroids` and its metadata, found {list(file.keys())}"
+                    f"{path}: expected a codebook of ours with `centroids` and its metadata, found {list(file.keys())}; "
+                    "`hubert codebook import` makes one of another program's file"
                 )
             return cls(file.get_tensor("centroids"), json.loads(header["codebook"]))
 

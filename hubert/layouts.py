@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from hubert.errors import DataError
+from hubert.model_formats import FORMATS
 
-OWN = "hubert-flows"
+OWN = FORMATS[0]
 ENCODER = "hubert."  # before the encoder's names in a HuBERTPretrain
 HEAD = ("mask_embedding", "final_projection.weight", "final_projection.bias", "class_embeddings")
 
@@ -322,7 +323,7 @@ def class_rows(rows: int, layout: str, *, symbols: Sequence[str] | None, num_cla
         rows: number of rows.
         layout: name of the layout.
         symbols: the dictionary, where the checkpoint holds one: the rows of its units are taken, by their number.
-        num_classes: K, if known: exactly K rows are then K units, whoever wrote them.
+        num_classes: K, if known: without a dictionary, exactly K rows are then K units, whoever wrote them.
     """
     if symbols is not None and len(symbols) == rows:
         units = [row for row, symbol in enumerate(symbols) if symbol not in _SPECIAL]

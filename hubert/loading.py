@@ -80,7 +80,8 @@ class EncoderFiles(nn.Module):
             local_files_only: use what was downloaded before, and no network.
 
         Raises:
-            ConfigError, TransientError: the Hub or the server does not have it, or cannot be reached.
+            ConfigError, TransientError: the name is no path here, and the Hub or the server does not have it, or cannot be
+                reached.
             DataError: the folder or one of its files is missing, damaged or of no known layout.
         """
         found = read_pretrained(

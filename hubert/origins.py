@@ -14,7 +14,7 @@ from typing import Any
 
 from hubert.config import TrainSettings
 from hubert.errors import ConfigError, DataError, TransientError
-from hubert.formats import WEIGHTS_FILE
+from hubert.formats import WEIGHT_FILES, weight_files
 from hubert.hub import locate
 from hubert.model import HuBERT
 from hubert.paths import read_json
@@ -22,7 +22,6 @@ from hubert.sizes import SIZES, ModelConfig, build_config
 from hubert.stage import digest, file_digest
 
 FRESH = "fresh"
-WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")  # in the order in which a folder's weights are looked for
 
 # What the weights' shapes or the encoder's arithmetic depend on. The rest (dropouts, layerdrop, gradient scaling, the head)
 # is how a training is done, and the recipe says it.
@@ -60,31 +59,30 @@ def find_origin(name: str, setting: str) -> Origin:
 
     Raises:
         ConfigError: there is no such model, or a folder without weights.
+        DataError: a folder with damaged files, or one that asks for a program of its own.
         TransientError: the network failed.
     """
     path = Path(name).expanduser()
     try:
-        path = (path if path.exists() else locate(name)).resolve()
+        # Links stay as given: in the Hub's cache the file behind one has neither a suffix nor a config.json beside it.
+        path = (path if path.exists() else locate(name)).absolute()
     except (ConfigError, TransientError) as error:
         raise type(error)(f"{setting} = {name!r}: {error}") from error
     return Origin(name, str(path), weights_digest(path, f"{setting} = {name!r}"))
 
 
 def weights_digest(path: Path, where: str) -> str:
-    """Return the sha256 of a checkpoint's weights: of the file, or of a digest of each where a folder has several.
+    """Return the sha256 of the weights that are loaded from a file or folder; of a digest of each file if there are several.
 
     Raises:
         ConfigError: the folder holds no weights.
+        DataError: from `formats.weight_files`.
     """
-    if path.is_file():
-        return file_digest(path)
-    files = [path / WEIGHTS_FILE] if (path / WEIGHTS_FILE).exists() else []
-    for pattern in WEIGHTS:
-        files = files or sorted(path.glob(pattern))
+    files = weight_files(path)
     if not files:
         raise ConfigError(
-            f"{where}: expected a checkpoint folder with {WEIGHTS_FILE} (such as it1/train-…/step-00000400), or weights of "
-            f"another program ({', '.join(WEIGHTS[1:])}); found none in {path}"
+            f"{where}: expected a checkpoint folder with {WEIGHT_FILES[0]} (such as it1/train-…/step-00000400) or another of "
+            f"{', '.join(WEIGHT_FILES[1:])}; found none in {path}. A file of another name is given by its own path"
         )
     digests = [(file.name, file_digest(file)) for file in files]
     return digests[0][1] if len(digests) == 1 else digest(digests)

@@ -13,13 +13,13 @@ from hubert.audio import read_waveform
 from hubert.chunks import ChunkRule
 from hubert.config import FeatureSettings
 from hubert.features import (
-    HUBERT_FRAME_RATE,
     MFCC_FRAME_RATE,
     FeatureExtractor,
     FeatureSource,
     batches_by_length,
 )
 from hubert.frame_files import FrameWriter
+from hubert.sizes import FRAME_RATE
 
 MFCC = 0  # "layer" of the MFCC baseline in tables of layers
 SHARD_FRAMES = 50_000  # of short files, per file on disk
@@ -46,7 +46,7 @@ class LayerPiece(NamedTuple):
 
 def frame_rate(layer: int) -> int:
     """Return the frames per second of a layer, or of MFCC."""
-    return MFCC_FRAME_RATE if layer == MFCC else HUBERT_FRAME_RATE
+    return MFCC_FRAME_RATE if layer == MFCC else FRAME_RATE
 
 
 def every_representation(

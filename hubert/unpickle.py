@@ -21,7 +21,7 @@ from typing import IO, Any, ClassVar
 
 import torch
 
-from hubert.errors import DataError, HubertError
+from hubert.errors import DataError, HubertError, first_line
 from hubert.standins import DICTS, StandIn, is_data, refusal, stand_in, to_plain
 
 ZIP = b"PK\x03\x04"
@@ -65,8 +65,9 @@ def load_torch(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise DataError(f"{path}: expected a checkpoint file, found none") from error
     except Exception as error:  # a damaged or hostile pickle ends in whatever error its instructions lead to
+        said = first_line(error, after="WeightsUnpickler error: ")  # without torch's advice to run the file
         raise DataError(
-            f"{path}: cannot be read as a checkpoint ({type(error).__name__}: {_first_line(error)}). Expected what torch.save "
+            f"{path}: cannot be read as a checkpoint ({type(error).__name__}: {said}). Expected what torch.save "
             "wrote, with its default protocol. Likely cause: a broken download, another kind of file, or one that was made to "
             "run a program; nothing of it was run. Fix: fetch it again, or save only the state dict on a machine where you "
             "trust the file"
@@ -77,11 +78,6 @@ def load_torch(path: str | Path) -> dict[str, Any]:
             "save the model's state dict: torch.save(model.state_dict(), ...)"
         )
     return content
-
-
-def _first_line(error: Exception) -> str:
-    """Return what an error says, without torch's advice to load the file in a way that runs it."""
-    return (str(error).rpartition("WeightsUnpickler error: ")[2].strip().splitlines() or [""])[0][:200]
 
 
 def _load_with_torch(path: Path, names: set[str]) -> Any:

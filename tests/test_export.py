@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from hubert import HuBERT, HuBERTPretrain
 from hubert.cli import main
-from hubert.errors import ConfigError, DataError, TransientError
+from hubert.errors import ConfigError, DataError, TransientError, first_line
 from hubert.export import push_to_hub, shortcut, torchaudio_config, transformers_config
 from hubert.model_card import _public
 from hubert.paths import RunFolder
@@ -323,6 +323,15 @@ def test_a_push_that_fails_says_why(hub, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(TransientError, match="cannot be reached"):
         push_to_hub(tmp_path / "model", "me/model", token=SECRET)
+
+
+def test_what_another_library_says_of_an_error_stands_in_one_line():
+    error = ValueError("\n  WeightsUnpickler error: too deep \nlong advice")
+    assert first_line(error) == "WeightsUnpickler error: too deep"
+    assert first_line(error, after="error: ") == "too deep"
+    assert first_line(error, after="not there") == "WeightsUnpickler error: too deep"
+    assert first_line(KeyError()) == "KeyError"
+    assert len(first_line(ValueError("x" * 999))) == 200
 
 
 def test_hubert_push_uses_the_token_of_the_environment(hub, tmp_path, monkeypatch, capsys):

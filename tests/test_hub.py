@@ -1,10 +1,13 @@
 """Models by name: paths, the Hub's cache, a Hub of our own on 127.0.0.1, and files over broken connections."""
 
+import errno
 import hashlib
+import http.client
 import json
 import os
 import subprocess
 import sys
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -14,7 +17,10 @@ import pytest
 from hubert import download as downloads
 from hubert.errors import ConfigError, DataError, TransientError
 from hubert.hub import locate
+from hubert.model import HuBERT
+from hubert.origins import find_origin, read_config
 from hubert.paths import read_json
+from hubert.sizes import build_config
 from tests.servers import COMMIT, CONTENT, Handler, Server, serving, write_cache
 
 PROJECT = Path(__file__).parent.parent
@@ -129,10 +135,76 @@ def test_a_date_in_a_name_is_no_hash_and_a_wrong_fragment_is_an_error(server, tm
         locate(f"{server.address}/model.pt#md5=1", cache_dir=tmp_path)
 
 
-def test_a_hash_that_is_promised_later_is_checked_on_the_file_that_is_here(server, tmp_path):
-    locate(f"{server.address}/model.pt", cache_dir=tmp_path)
-    with pytest.raises(DataError, match="expected a file whose sha256"):
-        locate(f"{server.address}/model.pt#sha256={'0' * 64}", cache_dir=tmp_path)
+@pytest.mark.parametrize("local_files_only", [False, True])
+def test_a_hash_that_is_promised_later_is_checked_on_the_file_that_is_here_and_a_wrong_one_leaves_it_there(
+    server, tmp_path, local_files_only
+):
+    path = locate(f"{server.address}/model.pt", cache_dir=tmp_path)
+    options = {"cache_dir": tmp_path, "local_files_only": local_files_only}
+    with pytest.raises(DataError, match=rf"expected a file whose sha256.*It is kept.*remove {path}"):
+        locate(f"{server.address}/model.pt#sha256={'0' * 64}", **options)
+    assert locate(f"{server.address}/model.pt#sha256={SHA256}", **options).read_bytes() == CONTENT
+    assert len(server.requests) == 1
+
+
+class Killed(BaseException):
+    """Stands for a signal that ends the process."""
+
+
+@pytest.mark.parametrize(
+    ("where", "function", "file"),
+    [
+        (downloads, "flush", "model.pt.part"),
+        (downloads, "write_json", "model.pt.json"),
+        (Path, "rename", "model.pt.part"),
+        (downloads, "remove", "model.pt.part.json"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_kill_while_a_file_gets_its_name_loses_nothing(server, tmp_path, where, function, file):
+    usual = getattr(where, function)
+
+    def act(path, *args):
+        if path.name == file:
+            raise Killed
+        return usual(path, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(where, function, act)
+        with pytest.raises(Killed):
+            locate(f"{server.address}/model.pt", cache_dir=tmp_path)
+    path = locate(f"{server.address}/model.pt", cache_dir=tmp_path, local_files_only=True)
+    assert path.read_bytes() == CONTENT
+    assert read_json(path.with_name("model.pt.json"))["sha256"] == SHA256
+    assert len(server.requests) == 1
+
+
+def test_a_file_whose_record_is_missing_gets_a_new_one(server, tmp_path):
+    path = locate(f"{server.address}/model.pt", cache_dir=tmp_path)
+    path.with_name("model.pt.json").unlink()
+    assert locate(f"{server.address}/model.pt", cache_dir=tmp_path, local_files_only=True) == path
+    path.write_bytes(b"damaged")
+    with pytest.raises(DataError, match=f"expected sha256 {SHA256}.*damaged since"):
+        locate(f"{server.address}/model.pt", cache_dir=tmp_path, local_files_only=True)
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_a_whole_file_is_used_from_a_cache_that_cannot_be_written(server, tmp_path, monkeypatch, code):
+    path = locate(f"{server.address}/model.pt", cache_dir=tmp_path)
+    server.files["/other.pt"] = CONTENT
+
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    for function in ("hold", "write_json", "remove"):
+        monkeypatch.setattr(downloads, function, refuse)
+    for local_files_only in (False, True):
+        options = {"cache_dir": tmp_path, "local_files_only": local_files_only}
+        assert locate(f"{server.address}/model.pt", **options) == path
+    path.with_name("model.pt.json").unlink()
+    assert locate(f"{server.address}/model.pt", cache_dir=tmp_path) == path
+    with pytest.raises(ConfigError, match="not in the cache .* cannot be written .*cache_dir"):
+        locate(f"{server.address}/other.pt", cache_dir=tmp_path)
 
 
 def test_a_file_that_was_damaged_in_the_cache_is_fetched_again(server, tmp_path):
@@ -163,6 +235,38 @@ def test_a_redirection_to_a_file_of_this_machine_is_not_followed(server, tmp_pat
     with pytest.raises(ConfigError):
         locate(f"{server.address}/model.pt", cache_dir=tmp_path / "cache")
     assert "secret" not in {path.read_text() for path in (tmp_path / "cache").rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("scheme", "is_followed"), [("https", True), ("http", False)])
+def test_a_redirection_from_https_to_http_is_refused(server, tmp_path, monkeypatch, scheme, is_followed):
+    class WithoutTls(urllib.request.AbstractHTTPHandler):
+        """Speaks plain HTTP under the name of https, so that the test needs no certificate."""
+
+        https_request = urllib.request.AbstractHTTPHandler.do_request_
+
+        def https_open(self, request):
+            return self.do_open(http.client.HTTPConnection, request)
+
+    usual = Handler.do_GET
+
+    def redirect(handler):
+        if handler.path != "/old.pt":
+            return usual(handler)
+        handler.send_response(302)
+        handler.send_header("Location", f"{scheme}://{handler.headers['Host']}/model.pt")
+        handler.send_header("Content-Length", "0")
+        return handler.end_headers()
+
+    monkeypatch.setattr(urllib.request, "HTTPSHandler", WithoutTls)
+    monkeypatch.setattr(Handler, "do_GET", redirect)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    address = f"{server.address.replace('http:', 'https:')}/old.pt"
+    if is_followed:
+        assert locate(address, cache_dir=tmp_path).read_bytes() == CONTENT
+        return
+    with pytest.raises(ConfigError, match=r"https:.*/old\.pt: the host sends on to http:.*not encrypted"):
+        locate(address, cache_dir=tmp_path)
+    assert not server.requests
 
 
 # Paths and ids ----------------------------------------------------------------------------------------------------
@@ -223,10 +327,31 @@ def test_a_repository_whose_configuration_needs_a_program_is_refused_and_it_does
     program = f"open({str(marker)!r}, 'w').close()"
     files = {"config.json": json.dumps({"auto_map": {"AutoModel": "modeling.Evil"}}), "modeling.py": program}
     folder = write_cache(tmp_path, "org/model", {**files, "model.safetensors": ""})
-    for name in ("org/model", folder):
-        with pytest.raises(DataError, match=r"code of its own .*modeling\.Evil.*never run"):
-            locate(name, cache_dir=tmp_path)
+    refused = {"match": r"code of its own .*modeling\.Evil.*never run"}
+    with pytest.raises(DataError, **refused):
+        locate("org/model", cache_dir=tmp_path)
+    for path in (folder, folder / "model.safetensors"):
+        with pytest.raises(DataError, **refused):
+            HuBERT.from_pretrained(path)
+        with pytest.raises(DataError, **refused):
+            find_origin(str(path), "teacher")
     assert not marker.exists()
+
+
+def test_a_file_that_is_a_link_in_the_hubs_cache_keeps_its_name_and_its_configuration(tmp_path):
+    """The snapshots of the Hub's client are links to blobs, which have neither a suffix nor a config.json beside them."""
+    folder = write_cache(tmp_path, "org/model", {})
+    folder.mkdir(parents=True)
+    HuBERT(build_config("tiny", {"num_layers": 1, "layer_norm_eps": 1e-3})).save_pretrained(tmp_path / "model")
+    blobs = folder.parent.parent / "blobs"
+    blobs.mkdir()
+    for number, file in enumerate((tmp_path / "model").iterdir()):
+        file.rename(blobs / f"abc{number}")
+        (folder / file.name).symlink_to(f"../../blobs/abc{number}")
+    for path in (folder, folder / "model.safetensors"):
+        origin = find_origin(str(path), "teacher")
+        assert read_config(Path(origin.checkpoint)).layer_norm_eps == 1e-3
+        assert origin.sha256 == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
 class Hub(Server):

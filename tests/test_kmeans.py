@@ -118,6 +118,8 @@ def test_a_codebook_survives_the_disk_and_refuses_features_of_another_source(sha
         codebook.check_source(FeatureSource("somewhere", "abc", 6, before_residual=True))
 
 
-def test_a_file_that_is_no_codebook_is_refused(shards):
-    with pytest.raises(DataError, match="expected a codebook"):
-        Codebook.load(shards[0])
+def test_a_file_that_is_no_codebook_is_refused_with_the_command_that_makes_one(shards, tmp_path):
+    (tmp_path / "km.bin").write_bytes(b"of another program")
+    for path in (shards[0], tmp_path / "km.bin", tmp_path / "missing"):
+        with pytest.raises(DataError, match="expected a codebook of ours.*`hubert codebook import`"):
+            Codebook.load(path)

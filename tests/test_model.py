@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hubert import HuBERT, HuBERTPretrain, ModelConfig, known_huberts
+from hubert import HuBERT, HuBERTPretrain, ModelConfig, hub, known_huberts
 from hubert.errors import ConfigError, DataError
 from hubert.masks import span_mask
 from hubert.sizes import SIZES, build_config, max_samples, num_frames
@@ -544,7 +544,7 @@ def test_damaged_and_unknown_folders_are_named(tmp_path):
 
 
 def test_what_is_no_path_here_is_looked_for_by_the_hub(tmp_path, monkeypatch):
-    """With the same options for both classes; a missing path is an error and no question to the Hub."""
+    """With the same options for both classes; a missing path that can be no id is an error and no question to the Hub."""
     HuBERTPretrain(NUM_CLASSES, BASE_LIKE).save_pretrained(tmp_path / "model")
     calls: list[tuple[str, dict]] = []
 
@@ -552,7 +552,10 @@ def test_what_is_no_path_here_is_looked_for_by_the_hub(tmp_path, monkeypatch):
         calls.append((name, options))
         return tmp_path / "model"
 
+    asked_in_truth = hub.locate
     monkeypatch.setattr("hubert.hub.locate", locate)
+    (tmp_path / "facebook").mkdir()
+    monkeypatch.chdir(tmp_path)
     options = {"revision": "v1", "token": "secret", "cache_dir": tmp_path, "local_files_only": True}
     known = known_huberts()
     assert list(known) == ["base", "large", "xlarge"]
@@ -562,12 +565,16 @@ def test_what_is_no_path_here_is_looked_for_by_the_hub(tmp_path, monkeypatch):
             for kind in (HuBERT, HuBERTPretrain):
                 assert kind.from_pretrained(name, **options).config == BASE_LIKE
                 assert calls.pop() == (name, options)
-    (tmp_path / "runs").mkdir()
-    monkeypatch.chdir(tmp_path)
-    for missing in (tmp_path / "nothing", "runs/nothing", "./nothing", "runs/it1/train/step-1", "nothing"):
-        with pytest.raises(DataError, match="expected a checkpoint folder"):
-            HuBERT.from_pretrained(missing)
+    with pytest.raises(DataError, match="expected a checkpoint folder"):
+        HuBERT.from_pretrained(tmp_path / "nothing")
     assert not calls
+    monkeypatch.setattr("hubert.hub.locate", asked_in_truth)
+    for missing in ("./nothing", "runs/it1/train/step-1", "nothing", "facebook/nothing.pt"):
+        with pytest.raises(ConfigError, match="expected a path that exists, a Hugging Face id"):
+            HuBERT.from_pretrained(missing)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match="facebook/nothing: there is no such path here, it is not in the Hub's cache"):
+        HuBERT.from_pretrained("facebook/nothing", cache_dir=tmp_path)
 
 
 def test_torchaudios_addresses_are_those_of_its_bundles():

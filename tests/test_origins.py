@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from hubert import formats, unpickle
 from hubert.config import TrainSettings
 from hubert.errors import ConfigError, DataError
 from hubert.job import Exit, read_job
@@ -180,14 +182,79 @@ def test_an_encoder_enters_the_key_by_its_weights_not_by_its_spelling(material, 
 
 
 def test_weights_of_several_files_are_hashed_together_and_by_name(tmp_path):
-    (tmp_path / "pytorch_model-1.bin").write_bytes(b"one")
-    assert weights_digest(tmp_path, "") == file_digest(tmp_path / "pytorch_model-1.bin")
-    (tmp_path / "pytorch_model-2.bin").write_bytes(b"two")
+    index, first, second = (tmp_path / name for name in ("pytorch_model.bin.index.json", "part-1.bin", "part-2.bin"))
+    write_json(index, {"weight_map": {"a": first.name, "b": second.name, "c": first.name}})
+    first.write_bytes(b"one")
+    for path in (tmp_path, index):
+        with pytest.raises(DataError, match=r"part-2\.bin: expected a file of weights, which pytorch_model"):
+            weights_digest(path, "")
+    second.write_bytes(b"two")
     both = weights_digest(tmp_path, "")
-    (tmp_path / "pytorch_model-2.bin").write_bytes(b"other")
-    assert len({both, weights_digest(tmp_path, ""), file_digest(tmp_path / "pytorch_model-1.bin")}) == 3
+    assert weights_digest(index, "") == both
+    second.write_bytes(b"other")
+    assert len({both, weights_digest(tmp_path, ""), file_digest(first), file_digest(index)}) == 4
     (tmp_path / "model.safetensors").write_bytes(b"ours")
     assert weights_digest(tmp_path, "") == file_digest(tmp_path / "model.safetensors")
+
+
+def files_that_are_opened(checkpoint: Path) -> set[str]:
+    """Load a model, and return the files of weights that were opened on the way."""
+    opened: set[str] = set()
+    with pytest.MonkeyPatch.context() as patch:
+        for module, function in ((formats, "load_file"), (unpickle, "load_torch")):
+            usual = getattr(module, function)
+            patch.setattr(module, function, lambda path, usual=usual: opened.add(Path(path).name) or usual(path))
+        HuBERT.from_pretrained(checkpoint)
+    return opened
+
+
+def put_more_files_into(folder: Path, case: str) -> None:
+    """Add to a folder of transformers what could be mistaken for its weights."""
+    weights = load_file(folder / "model.safetensors")
+    if case in ("bin among others", "training_args"):
+        torch.save(weights, folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+    if case == "bin among others":
+        save_file({"other": torch.zeros(1)}, folder / "adapter.safetensors")
+    elif case == "training_args":
+        torch.save({"other": torch.zeros(1)}, folder / "training_args.bin")
+    elif case == "torchaudio over transformers":
+        HuBERT.from_pretrained(folder).save_pretrained(folder, format="torchaudio")
+    elif case == "shards":
+        half = len(weights) // 2
+        parts = dict(enumerate([dict(list(weights.items())[:half]), dict(list(weights.items())[half:])]))
+        for number, part in parts.items():
+            save_file(part, folder / f"part-{number}.safetensors")
+        names = {name: f"part-{number}.safetensors" for number, part in parts.items() for name in part}
+        write_json(folder / "model.safetensors.index.json", {"weight_map": names})
+        (folder / "model.safetensors").unlink()
+        save_file({"other": torch.zeros(1)}, folder / "part-9.safetensors")
+
+
+@pytest.mark.parametrize("case", ["bin among others", "training_args", "torchaudio over transformers", "shards"])
+def test_the_files_that_are_hashed_are_those_that_are_loaded(released, tmp_path, case):
+    HuBERT.from_pretrained(released).save_pretrained(tmp_path, format="transformers")
+    put_more_files_into(tmp_path, case)
+    loaded = files_that_are_opened(tmp_path)
+    assert loaded
+    before = weights_digest(tmp_path, "")
+    index = {file.name for file in tmp_path.glob("*.index.json")}
+    changed_by = set()
+    for file in sorted(tmp_path.iterdir()):
+        content = file.read_bytes()
+        file.write_bytes(content + b" ")
+        changed_by |= {file.name} if weights_digest(tmp_path, "") != before else set()
+        file.write_bytes(content)
+    assert changed_by == loaded | index
+
+
+def test_a_folder_with_a_file_that_is_not_loaded_from_there_is_no_origin(tmp_path):
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "x.pt")
+    with pytest.raises(DataError, match="given by its own path"):
+        HuBERT.from_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"teacher = .*found none in .*given by its own path"):
+        find_origin(str(tmp_path), "teacher")
+    assert find_origin(str(tmp_path / "x.pt"), "teacher").sha256 == file_digest(tmp_path / "x.pt")
 
 
 def test_a_command_that_goes_on_keeps_what_was_found_and_looks_up_another_name(
