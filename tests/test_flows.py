@@ -79,7 +79,7 @@ def test_changing_abx_alone_scores_again_and_writes_the_report_again_and_nothing
 
 @pytest.mark.timeout(900)
 def test_a_file_that_is_added_relabels_only_the_shards_whose_rows_changed(environment, tmp_path, corpus, parameters):
-    data, run, log = tmp_path / "data", tmp_path / "run", tmp_path / "log"
+    data, run, log = tmp_path / "data", tmp_path / "grown", tmp_path / "log"  # MLflow's experiment has the run's name
     shutil.copytree(corpus, data)
     overrides = {"kmeans": {"sample_fraction": 0.5, "min_sample_files": 1}, "train": {"steps": 4, "log_interval": 4}}
     overrides |= {"abx": {"item": ""}, "quality": {"alignments": ""}, "units": {"shard_hours": 0.003}}
