@@ -37,6 +37,7 @@ from hubert.manifest import (
     split_manifest,
     write_manifest,
 )
+from hubert.manifest_stage import PLACE
 from hubert.sizes import SAMPLE_RATE
 from hubert.table import hash_fileids
 
@@ -129,7 +130,7 @@ def check_ids(context: Context) -> str:
 
 def digest(context: Context) -> str:
     """Digest the content, for the stage's key."""
-    return manifest_digest(context.rows)
+    return manifest_digest(context.rows, "speaker")
 
 
 def cut(context: Context) -> str:
@@ -160,7 +161,7 @@ def plan(context: Context) -> str:
 
 def digest_shards(context: Context) -> str:
     """Digest every shard."""
-    return f"{len(set(shard_digests(scan_manifest(context.train), context.shards)))} digests"
+    return f"{len(set(shard_digests(scan_manifest(context.train), context.shards, 'speaker', *PLACE)))} digests"
 
 
 def hash_ids(context: Context) -> str:

@@ -46,3 +46,14 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Service"]:  #
     project = Path(__file__).parent / "flows"
     yield up(settings, prefect_file=project / "prefect.yaml", project=project)
     down(settings)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tensors this small only wait for a second thread, and for long where other processes want the core."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -4,7 +4,10 @@ import re
 
 import numpy as np
 import torch
-from torch import Tensor
+import torchaudio
+from torch import Tensor, nn
+
+from hubert.sizes import ModelConfig
 
 _TORCHAUDIO_NAMES = (
     (r"^wav2vec2\.", "hubert."),
@@ -36,6 +39,44 @@ def from_torchaudio(weights: dict[str, Tensor]) -> dict[str, Tensor]:
             name = re.sub(pattern, replacement, name)  # noqa: PLW2901
         renamed[name] = value
     return renamed
+
+
+def torchaudio_pretrain(config: ModelConfig, num_classes: int) -> nn.Module:
+    """Build torchaudio's HuBERT with a head, of our dimensions; its head has a row per unit, as ours."""
+    return torchaudio.models.hubert_pretrain_model(
+        extractor_mode={"group": "group_norm", "layer": "layer_norm"}[config.extractor_norm],
+        extractor_conv_layer_config=[tuple(layer) for layer in config.conv_layers],
+        extractor_conv_bias=config.conv_bias,
+        encoder_embed_dim=config.dim,
+        encoder_projection_dropout=config.input_dropout,
+        encoder_pos_conv_kernel=config.pos_conv_kernel,
+        encoder_pos_conv_groups=config.pos_conv_groups,
+        encoder_num_layers=config.num_layers,
+        encoder_num_heads=config.num_heads,
+        encoder_attention_dropout=config.attention_dropout,
+        encoder_ff_interm_features=config.ffn_dim,
+        encoder_ff_interm_dropout=config.activation_dropout,
+        encoder_dropout=config.dropout,
+        encoder_layer_norm_first=config.layer_norm_first,
+        encoder_layer_drop=config.layerdrop,
+        mask_prob=0.8,
+        mask_selection="static",
+        mask_other=0.0,
+        mask_length=10,
+        no_mask_overlap=False,
+        mask_min_space=1,
+        mask_channel_prob=0.0,
+        mask_channel_selection="static",
+        mask_channel_other=0.0,
+        mask_channel_length=10,
+        no_mask_channel_overlap=False,
+        mask_channel_min_space=1,
+        skip_masked=False,
+        skip_nomask=False,
+        num_classes=num_classes,
+        final_dim=config.final_dim,
+        feature_grad_mult=config.feature_grad_mult if config.feature_grad_mult < 1 else None,
+    )
 
 
 def fairseq_mask(

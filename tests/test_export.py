@@ -20,17 +20,11 @@ from tests.servers import upload_hub
 from tests.test_model import BASE_LIKE, LARGE_LIKE_BIAS, NUM_CLASSES, assert_near, shaken, speech_like
 from tests.test_report import make_iteration
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ODD = build_config(LARGE_LIKE_BIAS, {"normalize_waveform": True, "dropout": 0.3, "logit_temperature": 0.2})
 SECRET = "hf_secret"  # noqa: S105
 CONFIGS = pytest.mark.parametrize("config", [BASE_LIKE, ODD], ids=["base", "large"])
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def build(config) -> HuBERTPretrain:

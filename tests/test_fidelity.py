@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torchaudio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,10 +17,10 @@ from hubert.config import TrainSettings
 from hubert.data import Batch
 from hubert.masks import expected_masked_frames
 from hubert.model import HuBERTPretrain
-from hubert.sizes import ModelConfig, num_frames
+from hubert.sizes import num_frames
 from hubert.trainer import Trainer
 from tests.corpus import NUM_UNITS
-from tests.reference import fairseq_mask, from_torchaudio
+from tests.reference import fairseq_mask, from_torchaudio, torchaudio_pretrain
 from tests.training import ALONE, SETTINGS, job_of, write_table
 
 QUIET = {"dropout": 0.0, "attention_dropout": 0.0, "input_dropout": 0.0, "layerdrop": 0.0}
@@ -45,45 +44,6 @@ class Exact(Trainer):
         with closing(super()._load_batches()) as batches:
             for batch in batches:
                 yield replace(batch, waveforms=batch.waveforms.double())
-
-
-def torchaudio_model(config: ModelConfig) -> nn.Module:
-    """Return torchaudio's HuBERT with a head, of our dimensions; its head has a row per unit, as ours."""
-    model = torchaudio.models.hubert_pretrain_model(
-        extractor_mode={"group": "group_norm", "layer": "layer_norm"}[config.extractor_norm],
-        extractor_conv_layer_config=[tuple(layer) for layer in config.conv_layers],
-        extractor_conv_bias=config.conv_bias,
-        encoder_embed_dim=config.dim,
-        encoder_projection_dropout=config.input_dropout,
-        encoder_pos_conv_kernel=config.pos_conv_kernel,
-        encoder_pos_conv_groups=config.pos_conv_groups,
-        encoder_num_layers=config.num_layers,
-        encoder_num_heads=config.num_heads,
-        encoder_attention_dropout=config.attention_dropout,
-        encoder_ff_interm_features=config.ffn_dim,
-        encoder_ff_interm_dropout=config.activation_dropout,
-        encoder_dropout=config.dropout,
-        encoder_layer_norm_first=config.layer_norm_first,
-        encoder_layer_drop=config.layerdrop,
-        mask_prob=0.8,
-        mask_selection="static",
-        mask_other=0.0,
-        mask_length=10,
-        no_mask_overlap=False,
-        mask_min_space=1,
-        mask_channel_prob=0.0,
-        mask_channel_selection="static",
-        mask_channel_other=0.0,
-        mask_channel_length=10,
-        no_mask_channel_overlap=False,
-        mask_channel_min_space=1,
-        skip_masked=False,
-        skip_nomask=False,
-        num_classes=NUM_UNITS,
-        final_dim=config.final_dim,
-        feature_grad_mult=config.feature_grad_mult if config.feature_grad_mult < 1 else None,
-    )
-    return model.double().train()
 
 
 def copy_weights(model: HuBERTPretrain, reference: nn.Module) -> None:
@@ -158,7 +118,7 @@ def test_200_steps_in_float64_lose_what_a_plain_loop_around_torchaudios_model_lo
     with torch.no_grad():  # a cosine does not see its scale, its gradient does: the first steps are to be clipped
         trainer.model.final_projection.weight *= 0.1
         trainer.model.final_projection.bias *= 0.1
-    reference = torchaudio_model(trainer.model.config)
+    reference = torchaudio_pretrain(trainer.model.config, NUM_UNITS).double().train()
     copy_weights(trainer.model, reference)
 
     def batches_of_steps() -> Iterator[list[Batch]]:

@@ -26,15 +26,9 @@ from tests.test_model import (
     torchaudio_encoder,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LENGTHS = [400, 719, 16_000, 160_000]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def transformers_encoder(config: ModelConfig, **changes) -> nn.Module:

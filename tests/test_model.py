@@ -17,7 +17,9 @@ from hubert import HuBERT, HuBERTPretrain, ModelConfig, hub, known_huberts
 from hubert.errors import ConfigError, DataError
 from hubert.masks import span_mask
 from hubert.sizes import SIZES, build_config, max_samples, num_frames
-from tests.reference import count_frames, from_torchaudio, plain_normalize
+from tests.reference import count_frames, from_torchaudio, plain_normalize, torchaudio_pretrain
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 NUM_CLASSES = 23
 SMALL = {
@@ -37,46 +39,14 @@ LARGE_LIKE_BIAS = build_config(LARGE_LIKE, {"conv_bias": True, "pos_conv_kernel"
 CONFIGS = pytest.mark.parametrize("config", [BASE_LIKE, LARGE_LIKE, LARGE_LIKE_BIAS], ids=["base", "large", "bias"])
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Tensors this small only wait for a second thread, and for long where other processes want the core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def torchaudio_encoder(config: ModelConfig) -> nn.Module:
     """Build torchaudio's encoder with our dimensions and random weights in every parameter."""
-    model = torchaudio.models.wav2vec2_model(
-        extractor_mode=f"{config.extractor_norm}_norm",
-        extractor_conv_layer_config=list(config.conv_layers),
-        extractor_conv_bias=config.conv_bias,
-        encoder_embed_dim=config.dim,
-        encoder_projection_dropout=config.input_dropout,
-        encoder_pos_conv_kernel=config.pos_conv_kernel,
-        encoder_pos_conv_groups=config.pos_conv_groups,
-        encoder_num_layers=config.num_layers,
-        encoder_num_heads=config.num_heads,
-        encoder_attention_dropout=config.attention_dropout,
-        encoder_ff_interm_features=config.ffn_dim,
-        encoder_ff_interm_dropout=config.activation_dropout,
-        encoder_dropout=config.dropout,
-        encoder_layer_norm_first=config.layer_norm_first,
-        encoder_layer_drop=config.layerdrop,
-        aux_num_out=None,
-    )
-    return shaken(model)
+    return torchaudio_with_head(config).wav2vec2
 
 
-def torchaudio_pretrain(config: ModelConfig) -> nn.Module:
-    from torchaudio.models.wav2vec2 import components
-
-    generator = components.MaskGenerator(config.dim, 0.8, "static", 0.0, 10, False, 1, 0.0, "static", 0.0, 10, False, 1)
-    head = components.LogitGenerator(config.dim, NUM_CLASSES, config.final_dim, False, False)
-    factor = None if config.feature_grad_mult == 1 else config.feature_grad_mult
-    model = torchaudio.models.HuBERTPretrainModel(torchaudio_encoder(config), generator, head, factor)
-    return shaken(model)
+def torchaudio_with_head(config: ModelConfig) -> nn.Module:
+    """Build torchaudio's encoder and head with random weights in every parameter."""
+    return shaken(torchaudio_pretrain(config, NUM_CLASSES))
 
 
 def shaken(model: nn.Module) -> nn.Module:
@@ -149,7 +119,7 @@ def test_loss_and_all_gradients_equal_torchaudios(config, monkeypatch):
     """The published recipe: cross-entropy of the masked frames plus 10 times the feature penalty, both summed."""
     from torchaudio.models.wav2vec2 import components
 
-    reference = torchaudio_pretrain(config).train()
+    reference = torchaudio_with_head(config).train()
     model = HuBERTPretrain(NUM_CLASSES, config).train()
     model.load_state_dict(from_torchaudio(reference.state_dict()))
     waveforms, frames = speech_like(3, 9_000), num_frames(9_000)
