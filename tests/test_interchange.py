@@ -381,7 +381,7 @@ def test_import_demands_the_facts_and_refuses_contradictions(tmp_path, estimator
         (["--kind", "mfcc", "--frame-rate", "50", *out], "100 frames per second"),
         (["--kind", "mfcc", "--frame-rate", "100", "--layer", "6", *out], "has no --layer"),
         ([*layer, "--checkpoint", "x", "--sha256", "12", *out], "64 hex digits"),
-        ([*layer, "--checkpoint", str(tmp_path), *out], "expected model.safetensors"),
+        ([*layer, "--checkpoint", str(tmp_path), *out], "folder with model.safetensors"),
         ([*layer, "--checkpoint", str(tmp_path / "no"), *out], "expected a path that exists"),
         (["--kind", "mfcc", "--frame-rate", "100", "--output", tmp_path / "x.bin"], "ends in .safetensors"),
     ):
