@@ -218,16 +218,20 @@ class QualityStage(Stage):
         num_unaligned = len(rows) - len(aligned)
         hours = self.quality.max_hours
         hours = min(hours, CLUSTERED_SECONDS / 3600) if spec["part"] == "layers" else hours
+        num_aligned = len(aligned)
         aligned = select_sample(aligned, fraction=1.0, max_hours=hours, min_files=1)
         if spec["part"] == "layers":
-            return [], {"layers": self._layers(aligned, alignments), "num_units": self.num_units}
+            heard = {"layers_num_files": len(aligned), "layers_num_aligned_files": num_aligned}
+            return [], {"layers": self._layers(aligned, alignments), "num_units": self.num_units, **heard}
         counts = self._units(aligned, alignments)
         counts.num_files_without_alignment += num_unaligned
         output = self.folder / "joint.json"
         joint = {"phones": counts.phones, "units": counts.num_units, "counts": counts.joint.tolist()}
         with atomic_write(output) as temporary:
             temporary.write_text(json.dumps(joint, ensure_ascii=False))
-        return [output], {"units": counts.figures(), "num_unmatched_files": alignments.num_unmatched}
+        left_out = {"num_unmatched_files": alignments.num_unmatched}
+        left_out["num_files_beyond_max_hours"] = num_aligned - len(aligned)
+        return [output], {"units": counts.figures(), **left_out}
 
     def finish(self, receipts: list[Receipt]) -> tuple[list[Path], Figures]:
         merged: Figures = {}

@@ -19,4 +19,9 @@ def summary(figures: Figures) -> str:
     units = figures["units"]
     left_out = f"{cell(units['num_files_without_alignment'])} files without alignment"
     unknown = f"{cell(figures['num_unmatched_files'])} alignments of files that are not there"
-    return f"{cell(units['num_aligned_frames'])} aligned frames; {left_out}, {unknown}\n\n{table(['', *names], rows)}"
+    beyond = f"{cell(figures['num_files_beyond_max_hours'])} files beyond quality.max_hours"
+    layers = (
+        f"layers on {cell(figures['layers_num_files'])} of {cell(figures['layers_num_aligned_files'])} aligned files"
+    )
+    said = f"{cell(units['num_aligned_frames'])} aligned frames; {left_out}, {beyond}, {unknown}; {layers}"
+    return f"{said}\n\n{table(['', *names], rows)}"

@@ -150,7 +150,8 @@ def deploy(settings: ServiceSettings, prefect_file: Path = PREFECT_FILE, *, proj
         try:
             wait_for({"deployments": lambda: not is_alive(command)}, [], settings.start_seconds)
         except BaseException:
-            stop_processes([command], settings.stop_seconds)
+            with deaf():
+                stop_processes([command], settings.stop_seconds)
             raise
         return check_registered(prefect_file, command, api.deployments())
 

@@ -19,7 +19,7 @@ from sklearn.metrics.cluster import contingency_matrix
 
 from hubert import HuBERT
 from hubert.alignments import Alignments, read_alignments
-from hubert.config import FeatureSettings
+from hubert.config import FeatureSettings, QualitySettings
 from hubert.errors import DataError
 from hubert.evaluation import QualityStage
 from hubert.features import FeatureSource
@@ -611,6 +611,16 @@ def test_segments_are_compared_with_the_alignment_of_their_recording(tmp_path: P
     joint = json.loads(output.read_text())
     assert dict(zip(joint["phones"], np.sum(joint["counts"], axis=1).tolist(), strict=True)) == phones
     assert figures["units"]["num_files_without_alignment"] == sum(name.startswith("s/2") for name in rows["fileid"])
+
+
+def test_files_beyond_the_hours_that_are_compared_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hubert.evaluation.CLUSTERED_SECONDS", 1)
+    stage = build_stage(tmp_path, write_recordings(tmp_path, [1.0, 1.0, 1.0, 1.0]))  # three of them are aligned
+    stage.quality = QualitySettings(max_hours=2 / 3600)
+    figures = stage.run()
+    assert (figures["units"]["num_aligned_files"], figures["num_files_beyond_max_hours"]) == (2, 1)
+    assert (figures["layers_num_files"], figures["layers_num_aligned_files"]) == (1, 3)
+    assert all(row["num_aligned_files"] == 1 for row in figures["layers"])  # MFCC and the layer on the same one
 
 
 def test_a_long_file_of_which_enough_frames_were_clustered_is_no_wrong_frame_rate(
