@@ -57,3 +57,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator["VirtualSlurm"]:  # noqa: F821
+    """A real Slurm of three virtual nodes; SLURM_CONF is set, so this process and its children talk to it."""
+    from tools.virtual_slurm import VirtualSlurm, missing_reason
+
+    if reason := missing_reason():
+        pytest.skip(reason)
+    with pytest.MonkeyPatch.context() as patch, VirtualSlurm(tmp_path_factory.mktemp("slurm")) as cluster:
+        for name, value in cluster.environment().items():
+            patch.setenv(name, value)
+        yield cluster

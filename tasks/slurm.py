@@ -1,0 +1,161 @@
+"""Slurm's commands: what a section asks for, how a job is doing, find jobs again, cancel them.
+
+A job is found again by its comment, which says what it is for. Slurm's answers are read as text in a format that this file
+asks for, so no accounting database and no JSON plugin is needed.
+"""
+
+import os
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from hubert.errors import ConfigError, TransientError
+from tasks.slurm_settings import Resources
+
+COMMAND_SECONDS = 60.0
+FIELDS = (
+    "%i",
+    "%T",
+    "%r",
+    "%N",
+    "%P",
+    "%k",
+)  # id, state, reason, nodes, partition, comment (last: it may hold anything)
+WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+AT_WORK = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
+
+
+@dataclass(frozen=True)
+class SlurmJob:
+    """What Slurm says about a job: `state` and `reason` in its own words (squeue's %T and %r)."""
+
+    job_id: str
+    state: str
+    reason: str = ""
+    nodes: str = ""
+    partition: str = ""
+    comment: str = ""
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it has not started yet."""
+        return self.state in WAITING
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it waits or runs."""
+        return self.state in WAITING | AT_WORK
+
+    def describe(self) -> str:
+        """Return a sentence such as `job 17 is pending (Resources)`."""
+        if self.is_waiting:
+            return f"job {self.job_id} is {self.state.lower()} in partition {self.partition} ({self.reason})"
+        where = f" on {self.nodes}" if self.nodes else ""
+        return f"job {self.job_id} is {self.state.lower()}{where}"
+
+
+class SlurmUnreachable(TransientError):
+    """Slurm does not answer: nothing is known about any job."""
+
+
+def options(resources: Resources) -> list[str]:
+    """Return the options of sbatch and srun for one task of a section."""
+    named = {
+        "account": resources.account,
+        "partition": resources.partition,
+        "qos": resources.qos,
+        "constraint": resources.constraint,
+        "time": resources.walltime,
+        "mem": resources.memory,
+        "cpus-per-task": str(resources.cpus),
+        "gpus-per-task": str(resources.gpus) if resources.gpus else "",
+    }
+    return [f"--{name}={value}" for name, value in named.items() if value] + list(resources.directives)
+
+
+def run(command: Sequence[str]) -> str:
+    """Run one of Slurm's commands and return what it printed.
+
+    Raises:
+        ConfigError: the command is not installed here.
+        SlurmUnreachable: the controller does not answer.
+        subprocess.CalledProcessError: Slurm refused; `stderr` says why.
+    """
+    try:
+        result = subprocess.run(
+            list(command),
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_SECONDS,
+            check=True,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{command[0]} was not found on this machine's PATH: a cluster of `kind: slurm` is used from a machine that can "
+            "submit jobs (a login node)"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise SlurmUnreachable(f"`{command[0]}` did not answer within {COMMAND_SECONDS:.0f} s") from error
+    except subprocess.CalledProcessError as error:
+        text = error.stderr.strip()
+        if any(
+            sign in text for sign in ("Unable to contact slurm controller", "Socket timed out", "Connection refused")
+        ):
+            raise SlurmUnreachable(f"Slurm does not answer: {text}") from error
+        raise
+    return result.stdout
+
+
+def find_jobs(*, comment: str = "", ids: Iterable[str] = (), every_state: bool = False) -> list[SlurmJob]:
+    """Return this user's jobs whose comment begins with `comment` and whose id is among `ids` (if any are given).
+
+    `every_state`: also those that ended a while ago (as long as Slurm's MinJobAge remembers them).
+
+    Raises:
+        SlurmUnreachable: Slurm does not answer.
+    """
+    states = ["--states=all"] if every_state else []
+    text = run(["squeue", "--me", "--noheader", *states, f"--format={'|'.join(FIELDS)}"])
+    wanted = set(ids)
+    jobs = []
+    for line in text.splitlines():
+        job_id, state, reason, nodes, partition, said = line.split("|", len(FIELDS) - 1)
+        job = SlurmJob(job_id, state, reason, nodes, partition, "" if said == "(null)" else said)
+        if job.comment.startswith(comment) and (not wanted or job_id in wanted):
+            jobs.append(job)
+    return jobs
+
+
+def find_job(job_id: str) -> SlurmJob | None:
+    """Return a job, also one that ended a while ago; None if Slurm does not know it (any more)."""
+    found = find_jobs(ids=[job_id], every_state=True)
+    return found[0] if found else None
+
+
+def cancel(ids: Iterable[str]) -> None:
+    """Cancel jobs; one that has ended meanwhile is no error.
+
+    Raises:
+        SlurmUnreachable: Slurm does not answer.
+    """
+    if wanted := sorted(ids):
+        try:
+            run(["scancel", "--quiet", *wanted])
+        except subprocess.CalledProcessError as error:
+            if "Invalid job id" not in error.stderr:
+                raise
+
+
+def refusal(wanted: Sequence[str]) -> str:
+    """Ask Slurm whether a job with these options could ever start; return why not, empty if it could. Nothing is queued.
+
+    Raises:
+        SlurmUnreachable: Slurm does not answer.
+    """
+    try:
+        run(["sbatch", "--test-only", *wanted, "--wrap=true"])
+    except subprocess.CalledProcessError as error:
+        lines = [line.removeprefix("sbatch: error: ") for line in error.stderr.strip().splitlines()]
+        return lines[-1] if lines else f"sbatch --test-only failed ({error.returncode})"
+    return ""
