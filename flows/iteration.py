@@ -42,6 +42,6 @@ def hubert_iteration(
     resolved = resolve.settle(
         run, recipe, data, iteration=iteration, teacher=teacher, layer=layer, overrides=overrides, extend=extend
     )
-    label.with_options(task_runner=task_runner(cluster, "label"))(resolved)
-    training(resolved)
+    label.with_options(task_runner=task_runner(cluster, "extraction"))(resolved)
+    training(resolved, cluster)
     return evaluation.with_options(task_runner=task_runner(cluster, "evaluation"))(resolved)

@@ -7,6 +7,6 @@ from tasks import train
 
 
 @flow(name="training", flow_run_name="it{resolved.number} training", validate_parameters=False)
-def training(resolved: Resolved) -> None:
+def training(resolved: Resolved, cluster: str) -> None:
     """Train the model to predict the units of masked spans."""
-    train.run(resolved.iteration)
+    train.run(resolved.iteration, cluster)

@@ -9,17 +9,18 @@ import os
 import tempfile
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from distributed import LocalCluster
 from prefect.task_runners import TaskRunner
 from prefect_dask.task_runners import DaskTaskRunner
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from hubert.config import explain
 from hubert.errors import ConfigError
 from hubert.paths import find_cluster
+from tasks.slurm_settings import SlurmSettings
 
 # At their default level, Dask's processes tell of every connection, in the log of the Prefect run.
 logging.getLogger("distributed").setLevel(logging.WARNING)
@@ -40,17 +41,29 @@ class WorkerSettings(BaseModel):
     )
 
 
-class ClusterSettings(BaseModel):
-    """A site: what kind of cluster, and the workers of each section."""
+class LocalSettings(BaseModel):
+    """A cluster file of `kind: local`: workers on this machine."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["local", "address"] = Field(
-        "local", description="workers on this machine, or a running Dask scheduler"
-    )
-    address: str = Field("", description="the running scheduler's address, such as tcp://node1:8786 (kind: address)")
-    label: WorkerSettings = Field(WorkerSettings(), description="manifest, features, k-means, units")
-    evaluation: WorkerSettings = Field(WorkerSettings(), description="validation, ABX, quality, report")
+    kind: Literal["local"]
+    extraction: WorkerSettings = Field(default=WorkerSettings(), description="manifest, features, units")
+    kmeans: WorkerSettings = Field(default=WorkerSettings(), description="codebook")
+    evaluation: WorkerSettings = Field(default=WorkerSettings(), description="validation, ABX, quality, report")
+
+
+class AddressSettings(BaseModel):
+    """A cluster file of `kind: address`: a Dask scheduler that somebody else runs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["address"]
+    address: str = Field(description="the scheduler's address, such as tcp://node1:8786", pattern=r"^[a-z]+://.+:\d+$")
+
+
+ClusterSettings = LocalSettings | AddressSettings | SlurmSettings
+_CLUSTERS: TypeAdapter[ClusterSettings] = TypeAdapter(Annotated[ClusterSettings, Field(discriminator="kind")])
+Section = Literal["extraction", "kmeans", "evaluation"]
 
 
 def read_cluster(name: str) -> ClusterSettings:
@@ -64,24 +77,21 @@ def read_cluster(name: str) -> ClusterSettings:
         known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml"))) or "none"
         raise ConfigError(f"cluster {name!r}: {path} does not exist; known clusters: {known}")
     try:
-        settings = ClusterSettings.model_validate(yaml.safe_load(path.read_text()) or {})
+        content = yaml.safe_load(path.read_text())
+        return _CLUSTERS.validate_python(content)
     except yaml.YAMLError as error:
         raise ConfigError(f"cluster {path} is not YAML: {error}") from error
     except ValidationError as error:
         raise ConfigError(f"cluster {path}: {explain(error)}") from error
-    if (settings.kind == "address") != bool(settings.address):
-        raise ConfigError(
-            f"cluster {path}: kind is {settings.kind!r} and address is {settings.address!r}; "
-            "`kind: address` needs one, the other kinds none"
-        )
-    return settings
 
 
-def task_runner(cluster: str, section: str) -> TaskRunner[Any]:
+def task_runner(cluster: str, section: Section) -> TaskRunner[Any]:
     """Return the runner for a section. Its workers start with the first task, so a finished stage starts none."""
     settings = read_cluster(cluster)
-    if settings.kind == "address":
+    if isinstance(settings, AddressSettings):
         return DaskTaskRunner(address=settings.address)
+    if isinstance(settings, SlurmSettings):
+        raise ConfigError(f"cluster {cluster!r}: workers on Slurm are not built yet")
     workers: WorkerSettings = getattr(settings, section)
     start: Any = shared_workers  # DaskTaskRunner passes it the arguments below, and enters what it returns
     return DaskTaskRunner(cluster_class=start, cluster_kwargs={"workers": workers})

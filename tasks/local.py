@@ -8,9 +8,10 @@ from typing import ClassVar
 from distributed import Client, LocalCluster
 from torch import Tensor
 
+from hubert.errors import ConfigError
 from hubert.kmeans import KMeansStage
 from hubert.stage import Figures
-from tasks.cluster import local_workers, read_cluster
+from tasks.cluster import AddressSettings, LocalSettings, local_workers, read_cluster
 from tasks.kmeans import dask_lloyd
 
 
@@ -34,13 +35,16 @@ def connected(cluster: str) -> Iterator[Client]:
         ConfigError: the cluster file is missing or wrong.
     """
     settings = read_cluster(cluster)
-    if settings.kind == "address":
+    if isinstance(settings, AddressSettings):
         with Client(settings.address) as client:
             yield client
-    else:
-        arguments = local_workers(settings.label)
-        with LocalCluster(**arguments) as workers, Client(workers) as client:
+    elif isinstance(settings, LocalSettings):
+        with LocalCluster(**local_workers(settings.kmeans)) as workers, Client(workers) as client:
             yield client
+    else:
+        raise ConfigError(
+            f"cluster {cluster!r}: a command runs on this machine; a flow runs on Slurm (`hubert run --cluster`)"
+        )
 
 
 def fit_codebook(stage: KMeansStage) -> Figures:

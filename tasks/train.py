@@ -87,7 +87,7 @@ def follow_training(label: str, iteration: Iteration) -> Figures:  # noqa: ARG00
     return figures
 
 
-def run(iteration: Iteration) -> Figures:
+def run(iteration: Iteration, cluster: str) -> Figures:  # noqa: ARG001  (Slurm: soon)
     """Train, or find the finished training."""
     stage = iteration.train
     if (done := stage.done()) is not None:
