@@ -1,4 +1,4 @@
-.PHONY: demo test test-faults lint lock setup
+.PHONY: demo slurm-demo test test-faults lint lock setup
 
 PYTHON_RUN = .venv/bin/python
 
@@ -7,6 +7,9 @@ setup:  ## create .venv with the locked versions
 
 demo: setup  ## two iterations on speech made on the spot, through Prefect; prints a table, the report and the addresses
 	.venv/bin/hubert demo
+
+slurm-demo: setup  ## the demo through a real Slurm of virtual nodes on this machine (root; apt-get install slurm-wlm munge)
+	@$(PYTHON_RUN) -m tools.slurm_demo
 
 lint: setup
 	.venv/bin/ruff check .

@@ -63,6 +63,9 @@ def add_service_commands(commands: "argparse._SubParsersAction[cli.Parser]") -> 
     demo.add_argument("--steps", metavar="N", type=int, help="optimizer steps per iteration (default: the recipe's)")
     demo.add_argument("--seed", metavar="S", type=int, help="seed of codebooks and trainings (default: the recipe's)")
     demo.add_argument("--run", metavar="NAME", default="demo", help="name of the run (default: %(default)s)")
+    demo.add_argument(
+        "--cluster", metavar="NAME", default="local", help="name of a cluster, or a .yaml file (default: %(default)s)"
+    )
     _add_places(demo)
     demo.set_defaults(handler=run_demo)
 
@@ -275,7 +278,7 @@ def run_demo(args: argparse.Namespace) -> int:
 
     wishes: dict[str, Any] = {} if args.seed is None else {"kmeans.seed": args.seed, "train.seed": args.seed}
     wishes |= {} if args.steps is None else {"train.steps": args.steps}
-    parameters = build_parameters(args.run, "demo", "", "local", wishes)
+    parameters = build_parameters(args.run, "demo", "", args.cluster, wishes)
     settings = service_settings(args)
     print("Starting Prefect, MLflow and a worker (about 20 s) ...", flush=True)
     # Whatever ends this command, the servers that it started must not be left behind.

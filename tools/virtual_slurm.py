@@ -10,6 +10,7 @@ The nodes share the machine's cores and memory: what they offer is only what the
 """
 
 import argparse
+import json
 import os
 import secrets
 import shutil
@@ -21,7 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import psutil
 
@@ -142,6 +143,21 @@ class VirtualSlurm:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    def history(self) -> str:
+        """Return a table of all jobs, the ended ones too: id, name, state, nodes, time."""
+        return self._run("squeue", "--states=all", "--sort=i", "--format=%.6i %.22j %.12T %.8N %.10M").stdout.rstrip()
+
+    def write_site(self, path: Path, **sections: dict[str, Any]) -> Path:
+        """Write the cluster file for this Slurm: two small jobs of workers, training on two nodes; `sections` win."""
+        small = {"cpus": 1, "memory": "1500M", "walltime": "00:30:00", "interface": "lo"}
+        workers = {"jobs": 2, "max_jobs": 2}
+        own: dict[str, dict[str, Any]] = {"site": small, "training": {"nodes": 2, "tasks_per_node": 1}}
+        own |= {name: dict(workers) for name in ("extraction", "kmeans", "evaluation")}
+        for name, section in sections.items():
+            own[name] = {**own[name], **section}
+        path.write_text(json.dumps({"kind": "slurm", "poll_seconds": 1, **own}, indent=2))  # JSON is YAML
+        return path
 
     # Parts ------------------------------------------------------------------------------------------------------
 
