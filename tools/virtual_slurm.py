@@ -252,6 +252,10 @@ class VirtualSlurm:
         path = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
         return {**os.environ, **self.environment(), "PATH": path}
 
+    def command(self, *words: str) -> str:
+        """Run one of Slurm's commands on this cluster and return what it printed."""
+        return self._run(*words).stdout
+
     def _run(self, *command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, env=self._full_environment(), capture_output=True, text=True, check=False)
 
