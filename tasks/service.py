@@ -25,8 +25,10 @@ from tasks.processes import (
     CLOCK_TOLERANCE_SECONDS,
     ProcessRecord,
     check_port,
+    exit_code,
     find_marked,
     is_alive,
+    last_lines,
     start_process,
     stop_processes,
     wait_for,
@@ -44,6 +46,15 @@ from tasks.signals import deaf
 
 PREFECT, MLFLOW, WORKER = PARTS = ("Prefect server", "MLflow server", "worker")
 HEALTH_SECONDS = 10.0
+
+# What both servers are started with, here and in docker/compose.yaml.
+SERVERS = {
+    "PREFECT_SERVER_UI_API_URL": "/api",  # by default the pages call port 4200, whatever the server's port is
+    "PREFECT_SERVER_UI_V2_ENABLED": "true",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # also spares a locked database at the first start
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+}
 
 Health = Literal["answers", "runs", "does not answer", "ended", "not started"]
 
@@ -131,7 +142,7 @@ def _start_missing(
             registering = start("deployments", deploy_command(prefect_file), project)
             checks = {**_ready(settings, api, parts), "deployments": lambda: not is_alive(registering)}
             wait_for(checks, list(parts.values()), settings.start_seconds)
-            check_registered(prefect_file, registering, api.deployments())
+            _check_deployed(prefect_file, registering, api)
     except BaseException:
         with deaf():
             stop_processes(started, settings.stop_seconds)
@@ -158,7 +169,13 @@ def deploy(settings: ServiceSettings, prefect_file: Path = PREFECT_FILE, *, proj
             with deaf():
                 stop_processes([command], settings.stop_seconds)
             raise
-        return check_registered(prefect_file, command, api.deployments())
+        return _check_deployed(prefect_file, command, api)
+
+
+def _check_deployed(prefect_file: Path, command: ProcessRecord, api: PrefectApi) -> list[str]:
+    """Check what a `deploy_command` that has ended did; as `check_registered`."""
+    printed = f"`prefect deploy` printed ({command.log}):\n{last_lines(command, 40)}"
+    return check_registered(prefect_file, exit_code(command), printed, api.deployments())
 
 
 def down(settings: ServiceSettings) -> Stopped:
@@ -219,7 +236,7 @@ def _warnings(settings: ServiceSettings) -> list[str]:
     """Say who can reach the servers, and with what."""
     lines = []
     if settings.auth is not None:
-        lines.append(f"password Prefect's pages ask for the string in {auth_file(settings.folder)}")
+        lines.append(f"password {auth_file(settings.folder)} (Prefect's pages ask for what is in it)")
     if not settings.is_loopback:
         lines.append(
             f"MLflow has no password: whoever reaches {settings.host}:{settings.mlflow_port} reads and changes all of it"
@@ -263,14 +280,7 @@ def _start(settings: ServiceSettings, name: str, command: list[str], folder: Pat
     # A profile of the user's may name another server, and a string may be that server's.
     others = {"PREFECT_PROFILE", "PREFECT_PROFILES_PATH", SERVER_AUTH, CLIENT_AUTH}
     inherited = {key: value for key, value in os.environ.items() if key not in others}
-    own = {
-        "PREFECT_SERVER_UI_API_URL": "/api",  # by default the pages call port 4200, whatever the server's port is
-        "PREFECT_SERVER_UI_V2_ENABLED": "true",
-        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # also spares a locked database at the first start
-        "PREFECT_WORKER_QUERY_SECONDS": str(settings.query_seconds),
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    }
+    own = {**SERVERS, "PREFECT_WORKER_QUERY_SECONDS": str(settings.query_seconds)}
     if name == PREFECT and (auth := settings.auth) is not None:
         own[SERVER_AUTH] = auth
     log = settings.folder / "logs" / f"{name.lower().replace(' ', '-')}.log"
