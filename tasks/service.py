@@ -94,17 +94,19 @@ def up(settings: ServiceSettings, *, prefect_file: Path = PREFECT_FILE, project:
         running = {name: record for name, record in service.processes.items() if is_alive(record)}
         if running:
             _check_same(service.settings, settings, auth)
-        else:
-            write_auth(settings.folder, auth)
         if len(running) < len(PARTS):
-            return _start_missing(settings, service.processes, prefect_file, project)
+            return _start_missing(settings, auth, service.processes, prefect_file, project)
         with connect(settings.api_url, settings.auth) as api:
             wait_for(_ready(settings, api, running), list(running.values()), HEALTH_SECONDS)
         return service
 
 
 def _start_missing(
-    settings: ServiceSettings, former: dict[str, ProcessRecord], prefect_file: Path, project: Path
+    settings: ServiceSettings,
+    auth: str | None,
+    former: dict[str, ProcessRecord],
+    prefect_file: Path,
+    project: Path,
 ) -> Service:
     """Start the missing parts, both servers at once, then the worker while the deployments are registered."""
     running = {name: record for name, record in former.items() if is_alive(record)}
@@ -128,6 +130,7 @@ def _start_missing(
 
     commands = _commands(settings)
     try:
+        write_auth(settings.folder, auth)
         for name in missing:
             if name != WORKER:
                 start(name, commands[name], settings.folder)
@@ -179,7 +182,7 @@ def _check_deployed(prefect_file: Path, command: ProcessRecord, api: PrefectApi)
 
 
 def down(settings: ServiceSettings) -> Stopped:
-    """Stop exactly the processes that `up` started, the worker first, and remove service.json.
+    """Stop exactly the processes that `up` started, the worker first, and remove service.json and the auth string.
 
     The worker's flows are stopped with it, with all that they started, and their runs are marked as crashed, so that
     none stays "running" for ever. What they wrote stays: the same run, started again, goes on where it was. Scheduled

@@ -1,5 +1,6 @@
 """Who reaches the service: addresses that are refused, and a real service on an internal interface, with its password."""
 
+import socket
 import stat
 from pathlib import Path
 
@@ -60,6 +61,17 @@ def test_a_kept_password_that_others_may_read_is_refused(tmp_path):
     auth_file(tmp_path).chmod(0o640)
     with pytest.raises(ConfigError, match="mode 640, expected 600"):
         environment(ServiceSettings(folder=tmp_path))
+
+
+def test_a_start_that_fails_leaves_no_password_for_the_next_one(tmp_path, monkeypatch):
+    monkeypatch.setenv(SERVER_AUTH, AUTH)
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        settings = ServiceSettings(folder=tmp_path, prefect_port=free_ports(1)[0], mlflow_port=holder.getsockname()[1])
+        with pytest.raises(ConfigError, match="--mlflow-port"):
+            up(settings, **DEPLOYED)
+    assert read_auth(tmp_path) is None
 
 
 @pytest.fixture
