@@ -35,6 +35,7 @@ from tasks.processes import (
 )
 from tasks.profiles import disable_plugins, enable_plugins, plugins_are_enabled
 from tasks.service_settings import (
+    SERVERS,
     Service,
     ServiceSettings,
     environment,
@@ -46,15 +47,6 @@ from tasks.signals import deaf
 
 PREFECT, MLFLOW, WORKER = PARTS = ("Prefect server", "MLflow server", "worker")
 HEALTH_SECONDS = 10.0
-
-# What both servers are started with, here and in docker/compose.yaml.
-SERVERS = {
-    "PREFECT_SERVER_UI_API_URL": "/api",  # by default the pages call port 4200, whatever the server's port is
-    "PREFECT_SERVER_UI_V2_ENABLED": "true",
-    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # also spares a locked database at the first start
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-}
 
 Health = Literal["answers", "runs", "does not answer", "ended", "not started"]
 

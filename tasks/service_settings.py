@@ -22,6 +22,15 @@ from tasks.processes import ProcessRecord
 # Prefect's shortest; `PrefectApi.add_lost_run_automation` gives up a run that misses six.
 HEARTBEAT_SECONDS = 30
 
+# What both servers are started with, here and in docker/compose.yaml.
+SERVERS = {
+    "PREFECT_SERVER_UI_API_URL": "/api",  # by default the pages call port 4200, whatever the server's port is
+    "PREFECT_SERVER_UI_V2_ENABLED": "true",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # also spares a locked database at the first start
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+}
+
 
 def service_folder() -> Path:
     """Return the folder of the service: the variable HUBERT_SERVICE, else `.service` in the project."""

@@ -17,8 +17,7 @@ from tasks.follow import INFO, follow, start_run
 from tasks.prefect_api import connect
 from tasks.processes import start_process, stop_processes
 from tasks.register import register
-from tasks.service import SERVERS
-from tasks.service_settings import HEARTBEAT_SECONDS, ServiceSettings, environment
+from tasks.service_settings import HEARTBEAT_SECONDS, SERVERS, ServiceSettings, environment
 from tests.conftest import free_ports
 from tests.postgresql import find_programs, postgresql
 from tests.test_service import FLOWS
