@@ -44,6 +44,12 @@ def add_service_commands(commands: "argparse._SubParsersAction[cli.Parser]") -> 
         "up", help="start Prefect, MLflow and a worker on this machine, and register the deployments"
     )
     up.add_argument("--detach", action="store_true", help="leave them running (default: until Ctrl-C)")
+    up.add_argument(
+        "--host",
+        metavar="ADDRESS",
+        help="this machine's address in a cluster's network, where its nodes then reach the servers: asks for a password, "
+        "see docs/service.md (default: 127.0.0.1, for this machine alone)",
+    )
     _add_places(up)
     up.set_defaults(handler=start_service)
 
@@ -131,9 +137,11 @@ def service_settings(args: argparse.Namespace) -> "ServiceSettings":
     folder = args.folder.expanduser().resolve() if args.folder else service_folder()
     found = find_service(folder)
     known: dict[str, Any] = found.settings.model_dump() if found else {"folder": folder}
-    ports = {name: getattr(args, name, None) for name in ("prefect_port", "mlflow_port")}
+    places = {name: getattr(args, name, None) for name in ("host", "prefect_port", "mlflow_port")}
     try:
-        return ServiceSettings.model_validate(known | {name: port for name, port in ports.items() if port is not None})
+        return ServiceSettings.model_validate(
+            known | {name: value for name, value in places.items() if value is not None}
+        )
     except ValidationError as error:
         raise ConfigError(explain(error)) from error
 
@@ -255,7 +263,7 @@ def trigger(settings: "ServiceSettings", parameters: dict[str, Any]) -> str:
     from tasks.follow import start_run
     from tasks.prefect_api import connect
 
-    with connect(settings.api_url) as api:
+    with connect(settings.api_url, settings.auth) as api:
         return start_run(api, FLOW, DEPLOYMENT, parameters)
 
 
@@ -263,7 +271,7 @@ def follow_run(settings: "ServiceSettings", run_id: str) -> int:
     """Follow a flow run until it ends; returns the exit code that says how."""
     from tasks.follow import EXIT_CODES, INFO, follow
 
-    state = follow(settings.api_url, settings.ui_url, run_id, _say, level=INFO)["type"]
+    state = follow(settings.api_url, settings.ui_url, run_id, _say, level=INFO, auth=settings.auth)["type"]
     return EXIT_CODES.get(state, cli.CODES[TransientError])  # retried in the moment after its end: it goes on
 
 

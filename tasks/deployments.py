@@ -12,7 +12,6 @@ import yaml
 
 from hubert.errors import ConfigError
 from hubert.paths import DEPLOYMENTS
-from tasks.processes import ProcessRecord, exit_code, last_lines
 
 PREFECT_FILE = DEPLOYMENTS / "prefect.yaml"
 
@@ -52,8 +51,14 @@ def deploy_command(prefect_file: Path) -> list[str]:
     return [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", file]
 
 
-def check_registered(prefect_file: Path, command: ProcessRecord, registered: list[dict[str, Any]]) -> list[str]:
-    """Check that a finished `deploy_command` did its work; return the deployments' names, `flow/deployment`.
+def check_registered(prefect_file: Path, code: int | None, printed: str, registered: list[dict[str, Any]]) -> list[str]:
+    """Check that `deploy_command` did its work; return the deployments' names, `flow/deployment`.
+
+    Args:
+        prefect_file: the deployments that it was to register.
+        code: its exit status.
+        printed: what it printed, or where that is, for the error.
+        registered: the deployments that the server has now.
 
     Raises:
         ConfigError: it failed, or the server lacks a deployment of the file.
@@ -61,10 +66,10 @@ def check_registered(prefect_file: Path, command: ProcessRecord, registered: lis
     names = {(found["name"], found["entrypoint"]): f"{found['flow_name']}/{found['name']}" for found in registered}
     expected = read_deployments(prefect_file)
     missing = [f"{name} ({entrypoint})" for name, entrypoint in expected if (name, entrypoint) not in names]
-    if exit_code(command) != 0 or missing:
+    if code != 0 or missing:
         what = f"missing on the server: {', '.join(missing)}; " if missing else ""
         raise ConfigError(
             f"the deployments of {prefect_file} could not be registered ({what}usually an entry point that does not "
-            f"exist). `prefect deploy` printed ({command.log}):\n{last_lines(command, 40)}"
+            f"exist); {printed}"
         )
     return [names[key] for key in expected]

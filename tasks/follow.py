@@ -208,17 +208,20 @@ def _time(content: Json) -> datetime:
     return datetime.fromisoformat(content["timestamp"])
 
 
-def follow(api_url: str, ui_url: str, run_id: str, say: Say = print, *, level: int = WARNING) -> Json:
+def follow(
+    api_url: str, ui_url: str, run_id: str, say: Say = print, *, level: int = WARNING, auth: str | None = None
+) -> Json:
     """Follow a flow run until it ends, and return its last state (`type`, `name`, `message`).
 
     Raises:
+        ConfigError: the server asks for another auth string than `auth`.
         TransientError: the server does not answer any more; the run itself may go on.
     """
     follower = Follower(ui_url, say, level=level)
     answered = said = time.monotonic()
     while True:
         try:
-            with connect(api_url) as api:
+            with connect(api_url, auth) as api:
                 state = follower.look(api, run_id)
                 if state["type"] in EXIT_CODES:
                     time.sleep(POLL_SECONDS)  # the last lines of the log come after the state

@@ -3,6 +3,7 @@
 Plain HTTP instead of Prefect's client: importing that takes longer than `hubert status` and `hubert down` take.
 """
 
+import os
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +12,8 @@ from typing import Any
 
 import httpx
 
-from hubert.errors import TransientError
+from hubert.errors import ConfigError, TransientError
+from tasks.access import CLIENT_AUTH
 
 REQUEST_SECONDS = 10.0
 BUSY_SECONDS = 30.0
@@ -122,20 +124,32 @@ class PrefectApi:
             response = self._client.post(path, json=content)
             if response.is_success or response.status_code in accepted:
                 return response.json()
+            if response.status_code == httpx.codes.UNAUTHORIZED:
+                raise ConfigError(
+                    f"{response.request.url} asks for another auth string than this command has. It is in the file `auth` of "
+                    f"the folder of the service that runs there (--folder, HUBERT_SERVICE), or in {CLIENT_AUTH}"
+                )
             if response.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > deadline:
                 raise TransientError(f"{response.request.url} answered {response.status_code}: {response.text[:500]}")
             time.sleep(RETRY_SECONDS)
 
 
 @contextmanager
-def connect(api_url: str) -> Iterator[PrefectApi]:
+def connect(api_url: str, auth: str | None = None) -> Iterator[PrefectApi]:
     """Open a connection to the API of a Prefect server.
 
+    Args:
+        api_url: the API's address.
+        auth: what the server asks for, `user:password`; default: the variable that Prefect's own clients read.
+
     Raises:
+        ConfigError: the server asks for another auth string.
         TransientError: the server does not answer, or refuses a request.
     """
-    # The server is on this machine: a proxy from the environment would only be in the way.
-    with httpx.Client(base_url=api_url, timeout=REQUEST_SECONDS, trust_env=False) as client:
+    user, found, password = (auth or os.environ.get(CLIENT_AUTH) or "").partition(":")
+    sign_in = httpx.BasicAuth(user, password) if found else None
+    # The server is on this machine or in its network: a proxy from the environment would only be in the way.
+    with httpx.Client(base_url=api_url, auth=sign_in, timeout=REQUEST_SECONDS, trust_env=False) as client:
         try:
             yield PrefectApi(client)
         except httpx.TransportError as error:

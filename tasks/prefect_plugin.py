@@ -13,11 +13,12 @@ from typing import Any
 from prefect.client import orchestration
 from prefect.plugins import HookContext, SetupResult, register_hook
 
+from tasks.access import CLIENT_AUTH
 from tasks.service_settings import environment, find_service
 
 DEFAULT_DEPLOYMENT = "local"
 SUPPLIED = (
-    *("PREFECT_API_URL", "PREFECT_UI_URL", "MLFLOW_TRACKING_URI", "NO_PROXY", "no_proxy"),
+    *("PREFECT_API_URL", CLIENT_AUTH, "PREFECT_UI_URL", "MLFLOW_TRACKING_URI", "NO_PROXY", "no_proxy"),
     *("DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY"),
 )
 
@@ -37,7 +38,8 @@ def setup_environment(*, ctx: HookContext) -> SetupResult | None:
         return None
     variables = environment(service.settings)
     proxies = {"NO_PROXY", "no_proxy"}  # these hold what the user has set, with the service's host added
-    supplied = {name: variables[name] for name in SUPPLIED if name in proxies or name not in os.environ}
+    missing = (name for name in SUPPLIED if name in proxies or name not in os.environ)
+    supplied = {name: variables[name] for name in missing if name in variables}
     return SetupResult(env=supplied, note=f"service in {service.settings.folder}")
 
 

@@ -1,8 +1,8 @@
 """The service on one machine: a Prefect server, an MLflow server and a worker, started and stopped as one.
 
 `up` starts what is missing, so it also repairs a service of which one process died; `tasks.foreground` does so by itself.
-All addresses are on the loopback interface: the servers have no passwords. `tasks.service_settings` says where the data
-are and how other processes find the service.
+The servers listen on loopback, without passwords, or on an internal interface, where Prefect asks for one
+(`tasks.access`). `tasks.service_settings` says where the data are and how other processes find the service.
 """
 
 import os
@@ -18,20 +18,24 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hubert.errors import ConfigError, TransientError
 from hubert.paths import PROJECT
+from tasks.access import CLIENT_AUTH, SERVER_AUTH, auth_file, choose_auth, write_auth
 from tasks.deployments import PREFECT_FILE, check_registered, deploy_command, read_deployments
 from tasks.prefect_api import PrefectApi, connect
 from tasks.processes import (
     CLOCK_TOLERANCE_SECONDS,
     ProcessRecord,
     check_port,
+    exit_code,
     find_marked,
     is_alive,
+    last_lines,
     start_process,
     stop_processes,
     wait_for,
 )
 from tasks.profiles import disable_plugins, enable_plugins, plugins_are_enabled
 from tasks.service_settings import (
+    SERVERS,
     Service,
     ServiceSettings,
     environment,
@@ -70,25 +74,31 @@ def up(settings: ServiceSettings, *, prefect_file: Path = PREFECT_FILE, project:
         project: the folder that the flows' entry points are relative to, and in which the worker runs them.
 
     Raises:
-        ConfigError: a port is taken, the service runs with other settings, or a deployment is wrong.
+        ConfigError: a port is taken, the service runs with other settings, a deployment is wrong, or the address is one
+            that needs an auth string and there is none.
         TransientError: a process ended or was not ready in time; what this call had started is stopped again.
     """
     settings.check()
     read_deployments(prefect_file)
     with locked(settings):
+        auth = choose_auth(settings.host, settings.folder)
         service = find_service(settings.folder) or Service(settings=settings)
         running = {name: record for name, record in service.processes.items() if is_alive(record)}
         if running:
-            _check_same(service.settings, settings)
+            _check_same(service.settings, settings, auth)
         if len(running) < len(PARTS):
-            return _start_missing(settings, service.processes, prefect_file, project)
-        with connect(settings.api_url) as api:
+            return _start_missing(settings, auth, service.processes, prefect_file, project)
+        with connect(settings.api_url, settings.auth) as api:
             wait_for(_ready(settings, api, running), list(running.values()), HEALTH_SECONDS)
         return service
 
 
 def _start_missing(
-    settings: ServiceSettings, former: dict[str, ProcessRecord], prefect_file: Path, project: Path
+    settings: ServiceSettings,
+    auth: str | None,
+    former: dict[str, ProcessRecord],
+    prefect_file: Path,
+    project: Path,
 ) -> Service:
     """Start the missing parts, both servers at once, then the worker while the deployments are registered."""
     running = {name: record for name, record in former.items() if is_alive(record)}
@@ -112,10 +122,11 @@ def _start_missing(
 
     commands = _commands(settings)
     try:
+        write_auth(settings.folder, auth)
         for name in missing:
             if name != WORKER:
                 start(name, commands[name], settings.folder)
-        with connect(settings.api_url) as api:
+        with connect(settings.api_url, settings.auth) as api:
             wait_for({PREFECT: api.is_healthy}, list(parts.values()), settings.start_seconds)
             api.add_work_pool(settings.pool)
             api.add_lost_run_automation()
@@ -126,12 +137,12 @@ def _start_missing(
             registering = start("deployments", deploy_command(prefect_file), project)
             checks = {**_ready(settings, api, parts), "deployments": lambda: not is_alive(registering)}
             wait_for(checks, list(parts.values()), settings.start_seconds)
-            check_registered(prefect_file, registering, api.deployments())
+            _check_deployed(prefect_file, registering, api)
     except BaseException:
         with deaf():
             stop_processes(started, settings.stop_seconds)
             if not running:
-                record_file(settings.folder).unlink(missing_ok=True)
+                _forget(settings)
         raise
     enable_plugins(settings.profiles, settings.folder)
     return Service(settings=settings, processes=parts, started=tuple(missing))
@@ -145,7 +156,7 @@ def deploy(settings: ServiceSettings, prefect_file: Path = PREFECT_FILE, *, proj
         TransientError: the server does not answer.
     """
     read_deployments(prefect_file)
-    with connect(settings.api_url) as api:
+    with connect(settings.api_url, settings.auth) as api:
         command = _start(settings, "deployments", deploy_command(prefect_file), project)
         try:
             wait_for({"deployments": lambda: not is_alive(command)}, [], settings.start_seconds)
@@ -153,11 +164,17 @@ def deploy(settings: ServiceSettings, prefect_file: Path = PREFECT_FILE, *, proj
             with deaf():
                 stop_processes([command], settings.stop_seconds)
             raise
-        return check_registered(prefect_file, command, api.deployments())
+        return _check_deployed(prefect_file, command, api)
+
+
+def _check_deployed(prefect_file: Path, command: ProcessRecord, api: PrefectApi) -> list[str]:
+    """Check what a `deploy_command` that has ended did; as `check_registered`."""
+    printed = f"`prefect deploy` printed ({command.log}):\n{last_lines(command, 40)}"
+    return check_registered(prefect_file, exit_code(command), printed, api.deployments())
 
 
 def down(settings: ServiceSettings) -> Stopped:
-    """Stop exactly the processes that `up` started, the worker first, and remove service.json.
+    """Stop exactly the processes that `up` started, the worker first, and remove service.json and the auth string.
 
     The worker's flows are stopped with it, with all that they started, and their runs are marked as crashed, so that
     none stays "running" for ever. What they wrote stays: the same run, started again, goes on where it was. Scheduled
@@ -173,12 +190,12 @@ def down(settings: ServiceSettings) -> Stopped:
         killed = stop_processes(worker, settings.stop_seconds)
         runs: list[str] = []
         if PREFECT in alive:
-            # A server that hangs is stopped all the same; the next `up` marks the runs.
-            with suppress(TransientError), connect(settings.api_url) as api:
+            # A server that hangs, or whose auth string is lost, is stopped all the same; the next `up` marks the runs.
+            with suppress(TransientError, ConfigError), connect(settings.api_url, settings.auth) as api:
                 runs = api.crash_unfinished_runs(settings.pool, "The service was stopped during this run.")
         killed += stop_processes(list(service.processes.values()), settings.stop_seconds)
         disable_plugins(settings.profiles, settings.folder)
-        record_file(settings.folder).unlink(missing_ok=True)
+        _forget(settings)
         return Stopped(processes=alive, killed=tuple(killed), runs=tuple(runs))
 
 
@@ -197,6 +214,7 @@ def describe(service: Service) -> str:
         f"Prefect  {settings.ui_url}",
         f"MLflow   {settings.mlflow_url}",
         f"data     {settings.folder}",
+        *_warnings(settings),
         "start a run:  prefect deployment run hubert-iteration",
     ]
     if settings.folder != service_folder():
@@ -209,11 +227,32 @@ def describe(service: Service) -> str:
     return "\n".join(lines)
 
 
+def _warnings(settings: ServiceSettings) -> list[str]:
+    """Say who can reach the servers, and with what."""
+    lines = []
+    if settings.auth is not None:
+        lines.append(f"password {auth_file(settings.folder)} (Prefect's pages ask for what is in it)")
+    if not settings.is_loopback:
+        lines.append(
+            f"MLflow has no password: whoever reaches {settings.host}:{settings.mlflow_port} reads and changes all of it"
+        )
+    return lines
+
+
+def _forget(settings: ServiceSettings) -> None:
+    """Remove what is known of a service that was stopped."""
+    record_file(settings.folder).unlink(missing_ok=True)
+    write_auth(settings.folder, None)
+
+
 def _commands(settings: ServiceSettings) -> dict[str, list[str]]:
     """Return the command of each part."""
     python, folder = sys.executable, settings.folder
     prefect_port, mlflow_port = str(settings.prefect_port), str(settings.mlflow_port)
     artifacts = (folder / "artifacts").as_uri()
+    # MLflow answers only to names that it knows, and takes changes only from its own pages; both lists replace its own.
+    names = ",".join(f"{host}:{mlflow_port}" for host in (settings.host, "localhost", "127.0.0.1"))
+    known = [] if settings.is_loopback else ["--allowed-hosts", names, "--cors-allowed-origins", settings.mlflow_url]
     return {
         PREFECT: [python, "-m", "prefect", "server", "start", "--host", settings.host, "--port", prefect_port],
         # One web process, artifacts read from disk: 250 MB of memory instead of 1.6 GB.
@@ -221,6 +260,7 @@ def _commands(settings: ServiceSettings) -> dict[str, list[str]]:
             *(python, "-m", "mlflow", "server", "--host", settings.host, "--port", mlflow_port, "--workers", "1"),
             *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
             *("--default-artifact-root", artifacts, "--no-serve-artifacts"),
+            *known,
         ],
         WORKER: [
             *(python, "-m", "prefect", "worker", "start", "--type", "process"),
@@ -232,18 +272,12 @@ def _commands(settings: ServiceSettings) -> dict[str, list[str]]:
 def _start(settings: ServiceSettings, name: str, command: list[str], folder: Path) -> ProcessRecord:
     """Start a process with its log in the service's folder."""
     settings.folder.mkdir(parents=True, exist_ok=True)
-    # A profile of the user's may name another server.
-    inherited = {
-        key: value for key, value in os.environ.items() if key not in {"PREFECT_PROFILE", "PREFECT_PROFILES_PATH"}
-    }
-    own = {
-        "PREFECT_SERVER_UI_API_URL": "/api",  # by default the pages call port 4200, whatever the server's port is
-        "PREFECT_SERVER_UI_V2_ENABLED": "true",
-        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # also spares a locked database at the first start
-        "PREFECT_WORKER_QUERY_SECONDS": str(settings.query_seconds),
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    }
+    # A profile of the user's may name another server, and a string may be that server's.
+    others = {"PREFECT_PROFILE", "PREFECT_PROFILES_PATH", SERVER_AUTH, CLIENT_AUTH}
+    inherited = {key: value for key, value in os.environ.items() if key not in others}
+    own = {**SERVERS, "PREFECT_WORKER_QUERY_SECONDS": str(settings.query_seconds)}
+    if name == PREFECT and (auth := settings.auth) is not None:
+        own[SERVER_AUTH] = auth
     log = settings.folder / "logs" / f"{name.lower().replace(' ', '-')}.log"
     variables = {**inherited, **environment(settings), **own}
     return start_process(name, command, mark=_mark(settings, name), log=log, folder=folder, environment=variables)
@@ -285,8 +319,8 @@ def _answers(address: str) -> bool:
         return False
 
 
-def _check_same(running: ServiceSettings, wanted: ServiceSettings) -> None:
-    """Raise ConfigError if a service that runs listens elsewhere than wanted."""
+def _check_same(running: ServiceSettings, wanted: ServiceSettings, auth: str | None) -> None:
+    """Raise ConfigError if a service that runs listens elsewhere than wanted, or asks for another auth string."""
     for field in ("host", "prefect_port", "mlflow_port", "pool", "worker"):
         now, then = getattr(running, field), getattr(wanted, field)
         if now != then:
@@ -294,6 +328,11 @@ def _check_same(running: ServiceSettings, wanted: ServiceSettings) -> None:
                 f"{field}: {then!r} was asked for, but the service in {running.folder} runs with {now!r}. "
                 "Stop it first (`hubert down`), or use another folder (HUBERT_SERVICE)."
             )
+    if running.auth != auth:
+        raise ConfigError(
+            f"{SERVER_AUTH} is not what the service in {running.folder} asks for (it was started "
+            f"{'with another' if running.auth else 'without one'}). Stop it first (`hubert down`), or unset the variable."
+        )
 
 
 @contextmanager

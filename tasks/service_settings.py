@@ -2,12 +2,12 @@
 
 <folder>/                   the variable HUBERT_SERVICE, else `.service` in the project
     service.json            what runs: addresses, process ids; there from `up` to `down`
+    auth                    what Prefect asks its clients for, if anything (`tasks.access`); there from `up` to `down`
     prefect/                Prefect's home: its SQLite database, results
     mlflow.db, artifacts/   MLflow's database and files
     logs/                   what the processes print
 """
 
-import ipaddress
 import os
 import platform
 from pathlib import Path
@@ -16,10 +16,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hubert.errors import ConfigError
 from hubert.paths import PROJECT, read_json, write_json
+from tasks.access import CLIENT_AUTH, check_host, is_loopback, read_auth
 from tasks.processes import ProcessRecord
 
 # Prefect's shortest; `PrefectApi.add_lost_run_automation` gives up a run that misses six.
 HEARTBEAT_SECONDS = 30
+
+# What both servers are started with, here and in docker/compose.yaml.
+SERVERS = {
+    "PREFECT_SERVER_UI_API_URL": "/api",  # by default the pages call port 4200, whatever the server's port is
+    "PREFECT_SERVER_UI_V2_ENABLED": "true",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # also spares a locked database at the first start
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+}
 
 
 def service_folder() -> Path:
@@ -39,7 +49,10 @@ class ServiceSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     folder: Path = Field(default_factory=service_folder, description="holds all data of the service")
-    host: str = Field(default="127.0.0.1", description="the loopback address that both servers listen on")
+    host: str = Field(
+        default="127.0.0.1",
+        description="the address that both servers listen on: loopback, or an internal interface of this machine",
+    )
     prefect_port: int = Field(default=4200, ge=1, le=65535, description="the port of the Prefect server")
     mlflow_port: int = Field(default=5000, ge=1, le=65535, description="the port of the MLflow server")
     pool: str = Field(default="local", description="Prefect's work pool, the one that deployments/prefect.yaml names")
@@ -73,12 +86,22 @@ class ServiceSettings(BaseModel):
         """The address of MLflow: pages and API."""
         return f"http://{self.host}:{self.mlflow_port}"
 
+    @property
+    def is_loopback(self) -> bool:
+        """Whether this machine alone reaches the servers."""
+        return is_loopback(self.host)
+
+    @property
+    def auth(self) -> str | None:
+        """What a running service asks Prefect's clients for, `user:password`; read from its file, never kept in here."""
+        return read_auth(self.folder)
+
     def check(self) -> None:
         """Check the addresses before anything is started.
 
         Raises:
-            ConfigError: the host is not an IPv4 loopback address, both servers have one port, or the folder's path cannot
-                stand in a database's address.
+            ConfigError: the host is neither a loopback nor an internal address of this machine, both servers have one port,
+                or the folder's path cannot stand in a database's address.
         """
         if set("%?") & set(str(self.folder)):
             raise ConfigError(
@@ -87,15 +110,7 @@ class ServiceSettings(BaseModel):
             )
         if self.prefect_port == self.mlflow_port:
             raise ConfigError(f"prefect_port and mlflow_port are both {self.mlflow_port}: choose different ones")
-        try:
-            is_loopback = ipaddress.IPv4Address(self.host).is_loopback
-        except ValueError:
-            is_loopback = False
-        if not is_loopback:
-            raise ConfigError(
-                f"host {self.host!r}: expected a loopback address such as 127.0.0.1. The servers have no passwords, "
-                "and whoever reaches them can run programs as you."
-            )
+        check_host(self.host)
 
 
 class Service(BaseModel):
@@ -158,6 +173,7 @@ def environment(settings: ServiceSettings) -> dict[str, str]:
     no_proxy = [host for host in (os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or "").split(",") if host]
     if settings.host not in no_proxy:
         no_proxy.append(settings.host)
+    auth = settings.auth
     return {
         "HUBERT_SERVICE": str(settings.folder),
         "PREFECT_HOME": str(settings.folder / "prefect"),
@@ -170,4 +186,5 @@ def environment(settings: ServiceSettings) -> dict[str, str]:
         "DO_NOT_TRACK": "true",
         "NO_PROXY": ",".join(no_proxy),
         "no_proxy": ",".join(no_proxy),
+        **({CLIENT_AUTH: auth} if auth else {}),
     }

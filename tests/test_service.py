@@ -171,12 +171,6 @@ def test_a_taken_port_is_named_with_its_holder_and_the_option(tmp_path):
     assert find_service(tmp_path) is None
 
 
-@pytest.mark.parametrize("host", ["192.0.2.1", "::", "example.org", ""])
-def test_an_address_that_others_can_reach_is_refused(tmp_path, host):
-    with pytest.raises(ConfigError, match="loopback"):
-        up(ServiceSettings(folder=tmp_path, host=host), prefect_file=FLOWS / "prefect.yaml", project=FLOWS)
-
-
 def test_one_port_for_both_servers_is_refused(tmp_path):
     settings = ServiceSettings(folder=tmp_path, prefect_port=5000, mlflow_port=5000)
     with pytest.raises(ConfigError, match="both 5000"):

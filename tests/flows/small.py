@@ -1,4 +1,4 @@
-"""Flows for the tests of the service: one that ends at once, and one that does not end by itself."""
+"""Flows for the tests of the service: one that ends at once, one that does not end by itself, and one on a Dask worker."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from prefect import flow, task
+from prefect import flow, get_run_logger, task
 
 
 @flow(name="small")
@@ -36,3 +36,27 @@ def wait(answer: str, pids: list[int]) -> None:
 def endless(answer: str) -> None:
     """Run a subflow that does not end."""
     inner(answer)
+
+
+@flow(name="spread")
+def spread(variable: str) -> None:
+    """Run a task in a Dask worker that was started without a variable of this process's environment."""
+    from distributed import LocalCluster
+    from prefect_dask import DaskTaskRunner
+
+    os.environ.pop(variable)
+    workers = {"n_workers": 1, "threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": None}
+    runner = DaskTaskRunner(cluster_class=LocalCluster, cluster_kwargs=workers)
+    on_workers.with_options(task_runner=runner)(variable)
+
+
+@flow(name="on workers")
+def on_workers(variable: str) -> None:
+    """Submit the task."""
+    look.submit(variable).result()
+
+
+@task(name="look")
+def look(variable: str) -> None:
+    """Log whether the variable is there."""
+    get_run_logger().info("this worker has %s: %s", variable, variable in os.environ)
