@@ -24,7 +24,7 @@ from tasks.slurm_training import SlurmLauncher, comment
 from tests.corpus import NUM_UNITS
 from tests.training import SETTINGS, job_of, metrics_of, train, write_table
 
-STEPS = 60
+STEPS = 40
 TWO_NODES = {"nodes": 2, "cpus": 1, "memory": "500M", "walltime": "00:10:00"}
 
 
@@ -174,7 +174,7 @@ def test_a_job_whose_follower_is_killed_while_it_waits_and_while_it_runs_is_adop
         return commands.find_job(ids[0]).state if ids else ""
 
     blocker = block_all_nodes(slurm)
-    conditions = (lambda: state() == "PENDING", lambda: (stage.folder / "metrics.jsonl").exists())
+    conditions = (lambda: state() == "PENDING", (stage.folder / "metrics.jsonl").exists)
     for number, condition in enumerate(conditions):
         follower = subprocess.Popen([sys.executable, "-c", FOLLOWER, str(tmp_path), str(table)], cwd=PROJECT)
         try:
@@ -189,9 +189,7 @@ def test_a_job_whose_follower_is_killed_while_it_waits_and_while_it_runs_is_adop
     train_until_done(stage, lambda event: texts.append(event.text), launcher=launcher_of())
     (job_id,) = job_ids(stage.folder)
     assert f"found the trainer alive (job {job_id}); following it" in texts
-    assert [job.job_id for job in commands.find_jobs(comment=f"hubert-train {stage.folder.name}", every_state=True)][
-        -1:
-    ] == [job_id]
+    assert len(slurm_jobs(stage.folder)) == 1
     assert_same(stage, undisturbed)
 
 
@@ -228,3 +226,106 @@ def test_a_job_that_slurm_refuses_is_a_config_error_with_slurms_words(tmp_path, 
     with pytest.raises(ConfigError, match=r"(?s)launch failed.*invalid partition specified: nope"):
         launcher_of(partition="nope", detached=detached).launch(stage_of(tmp_path, table).job())
     assert slurm.jobs() == []
+
+
+# Long ones --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.faults
+def test_a_training_whose_node_dies_goes_on_in_a_new_job(undisturbed, tmp_path, table, slurm):
+    stage = stage_of(tmp_path, table)
+    killed: list[str] = []
+
+    def kill_its_first_node(job_id: str) -> None:
+        killed.append(commands.find_job(job_id).nodes.replace("[", "").split("-")[0].split(",")[0])
+        slurm.kill_node(killed[0])
+
+    try:
+        events = train_disturbed(stage, kill_its_first_node)
+        assert states_of(stage)[0] == "NODE_FAIL"
+        assert states_of(stage)[-1] == "COMPLETED"
+        assert events.says("node failed: a node of the job died")
+        assert_same(stage, undisturbed)
+    finally:
+        slurm.revive_node(killed[0])
+
+
+@pytest.mark.faults
+def test_a_preempted_training_goes_on_when_the_other_job_has_ended(undisturbed, tmp_path, table, slurm):
+    stage = stage_of(tmp_path, table)
+
+    def preempt(_: str) -> None:
+        other = ["sbatch", "--partition=main", "--nodes=3", "--exclusive", "--mem=100M", "--output=/dev/null"]
+        commands.run([*other, "--wrap=sleep 20"])
+
+    events = train_disturbed(stage, preempt, partition="low")
+    assert states_of(stage) == ["PREEMPTED", "COMPLETED"]
+    assert events.says("preempted: another job took the nodes")
+    assert_same(stage, undisturbed)
+
+
+@pytest.mark.faults
+def test_a_training_goes_on_while_slurms_controller_is_down(undisturbed, tmp_path, table, slurm):
+    """Its losses are read from its files; nothing is submitted twice."""
+    stage = stage_of(tmp_path, table)
+    seen: list[int] = []
+    texts: list[str] = []
+
+    def follow(event: Event) -> None:
+        texts.append(event.text)
+        if event.metrics is not None:
+            seen.append(event.metrics["step"])
+            if len(seen) == 1:
+                slurm.stop_controller()
+            if seen[-1] == STEPS:
+                slurm.start_controller()
+
+    train_until_done(stage, follow, launcher=launcher_of())
+    assert states_of(stage) == ["COMPLETED"]
+    assert seen == list(range(2, STEPS + 1, 2))
+    assert_same(stage, undisturbed)
+
+
+@pytest.mark.faults
+def test_a_detached_training_is_told_to_stop_goes_on_and_can_be_cancelled(undisturbed, tmp_path, table, slurm):
+    stage = stage_of(tmp_path / "one", table)
+    events = train_disturbed(stage, lambda job_id: commands.run(["scancel", "--signal=TERM", job_id]), detached=True)
+    assert len(job_ids(stage.folder)) == 2
+    assert events.says("interrupted by a signal")
+    assert_same(stage, undisturbed)
+    other = stage_of(tmp_path / "two", table)
+    with pytest.raises(TrainingCancelled, match="scancelled by a person"):
+        train_disturbed(other, lambda job_id: commands.run(["scancel", job_id]), detached=True)
+    wait_for(lambda: slurm.jobs() == [])
+
+
+SLOW_PYTHON = """#!{python}
+import sys, time
+sys.path.insert(0, "")  # as `python -m` does
+from hubert import train
+from hubert.trainer import Trainer
+
+step = Trainer._step
+Trainer._step = lambda *arguments: (time.sleep(9), step(*arguments))[1]
+sys.exit(train.main(sys.argv[3:]))
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1200)
+def test_a_training_that_is_longer_than_its_time_limit_is_submitted_again_until_it_is_done(
+    undisturbed, tmp_path, table, slurm
+):
+    """6 minutes of steps with a limit of 3, before which Slurm sends SIGUSR1 (up to a minute earlier than asked)."""
+    slow_python = tmp_path / "slow-python"
+    slow_python.write_text(SLOW_PYTHON.format(python=sys.executable))
+    slow_python.chmod(0o755)
+    stage = stage_of(tmp_path, table)
+    texts: list[str] = []
+    launcher = launcher_of(walltime="00:03:00", signal_seconds=30, python=str(slow_python))
+    train_until_done(stage, lambda event: texts.append(event.text), launcher=launcher)
+    assert len(job_ids(stage.folder)) >= 3
+    assert states_of(stage)[-1] == "COMPLETED"
+    assert sum("interrupted by a signal" in text for text in texts) == len(job_ids(stage.folder)) - 1
+    assert any("SIGUSR1" in line for line in (stage.folder / "train.log").read_text().splitlines())
+    assert_same(stage, undisturbed)
