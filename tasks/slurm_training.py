@@ -10,6 +10,7 @@ is submitted and stands in the job's comment, so that a flow which dies in betwe
 """
 
 import os
+import platform
 import shlex
 import signal
 import subprocess
@@ -192,7 +193,7 @@ class SlurmTrainer(RunningTrainer):
 
     def _is_here(self) -> bool:
         """Say whether srun was started on this machine, so that its death can be seen."""
-        return self._srun is not None and self._srun.host == os.uname().nodename
+        return self._srun is not None and self._srun.host == platform.node()
 
     def end(self, code: Exit | None) -> tuple[End, str]:
         asked = (read_json(self.folder / "cancelled.json") or {}).get("attempt") == self.attempt
