@@ -17,6 +17,8 @@ from hubert.errors import ConfigError, TrainingCancelled
 from hubert.job import Exit
 from hubert.launch import Event, job_ids, slurm_jobs, unfinished_job
 from hubert.paths import PROJECT
+from hubert.prune import is_busy
+from hubert.status import read_folder
 from hubert.train import TrainStage, train_until_done
 from tasks import slurm as commands
 from tasks.slurm_settings import SlurmSettings
@@ -200,8 +202,10 @@ def test_a_job_that_waits_says_why_and_is_gone_as_soon_as_it_is_stopped(tmp_path
     job_id = trainer.name.removeprefix("job ")
     wait_for(lambda: trainer.is_alive() and "(Resources)" in trainer.state())
     assert trainer.state() == f"job {job_id} is pending in partition main (Resources)"
-    assert unfinished_job(stage.folder) == job_id
+    assert is_busy(stage.folder)
+    assert read_folder(stage.folder).detail == f"step 0 of {STEPS}; Slurm job {job_id}"
     trainer.stop()
+    assert not is_busy(stage.folder)
     assert slurm.jobs() == [blocker]
     assert trainer.end(None)[0].name == "cancelled in Prefect"
     assert launcher_of().find_running(stage.folder) is None
