@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,11 @@ from hubert.launch import job_ids
 from hubert.paths import read_json
 from hubert.resolve import Resolved, resolve
 from tasks import train
+from tasks.follow import read_family, start_run
+from tasks.prefect_api import connect
+from tasks.service import down, up
 from tasks.service_settings import environment as service_environment
+from tests.conftest import service_settings
 from tests.flow_runs import run_flow, start_flow
 from tests.small import build_corpus, write_recipe
 
@@ -54,6 +59,13 @@ def labelled(tmp_path, corpus) -> Resolved:
 def parameters(tmp_path, labelled, slurm) -> dict[str, str]:
     (tmp_path / "virtual.yaml").write_text(CLUSTER)
     return {"settings": str(tmp_path / "resolved.toml"), "cluster": str(tmp_path / "virtual.yaml")}
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def descriptions(environment: dict[str, str], label: str) -> list[str]:
@@ -106,3 +118,58 @@ def test_cancelling_a_run_writes_a_checkpoint_and_leaves_no_job(labelled, parame
     assert 0 < find_latest(stage.folder).step < 100
     assert not trainer.is_alive()
     assert trainer.end(None)[0].name == "cancelled in Prefect"
+
+
+DEPLOYED = """
+from pathlib import Path
+from prefect import flow
+from flows.training import training
+from hubert.resolve import Resolved
+from tasks import train
+
+@flow(name="only-training", on_cancellation=[train.stop_trainings])
+def only_training(run: str, settings: str, cluster: str) -> None:
+    training(Resolved.load(Path(settings)), cluster)
+"""
+DEPLOYMENTS = """
+deployments:
+  - {name: local, entrypoint: "deployed.py:only_training", work_pool: {name: local}}
+"""
+
+
+@pytest.fixture
+def service_on_slurm(tmp_path, slurm):
+    """A service of its own: the worker's processes find Slurm by an environment that it must have at its start."""
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "deployed.py").write_text(DEPLOYED)
+    (project / "prefect.yaml").write_text(DEPLOYMENTS)
+    settings = service_settings(tmp_path)
+    yield up(settings, prefect_file=project / "prefect.yaml", project=project)
+    down(settings)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("waits", [True, False])
+def test_cancelling_the_flow_run_in_prefect_empties_the_queue(
+    service_on_slurm, labelled, parameters, slurm, waits, record_property
+):
+    stage = labelled.iteration.train
+    if waits:
+        for name in slurm.nodes:
+            slurm._run("scontrol", "update", f"nodename={name}", "state=drain", "reason=test")
+    try:
+        with connect(service_on_slurm.settings.api_url) as api:
+            run_id = start_run(api, "only-training", "local", {"run": labelled.run, **parameters})
+            wait_for(slurm.jobs if waits else (stage.folder / "metrics.jsonl").exists)
+            since = time.monotonic()
+            api.post(f"/flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+            wait_for(lambda: slurm.jobs() == [])
+            record_property("seconds from the request to the empty queue", round(time.monotonic() - since, 1))
+            wait_for(lambda: read_family(api, run_id)[0]["state_type"] == "CANCELLED")
+        assert len(job_ids(stage.folder)) == 1
+        assert waits or 0 < find_latest(stage.folder).step < 100
+    finally:
+        for name in slurm.nodes if waits else []:
+            slurm._run("scontrol", "update", f"nodename={name}", "state=resume")
