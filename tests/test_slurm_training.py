@@ -20,6 +20,7 @@ from hubert.paths import PROJECT
 from hubert.prune import is_busy
 from hubert.status import read_folder
 from hubert.train import TrainStage, train_until_done
+from hubert.training_folder import read_metrics
 from tasks import slurm as commands
 from tasks.slurm_settings import SlurmSettings
 from tasks.slurm_training import SlurmLauncher, comment
@@ -176,7 +177,7 @@ def test_a_job_whose_follower_is_killed_while_it_waits_and_while_it_runs_is_adop
         return commands.find_job(ids[0]).state if ids else ""
 
     blocker = block_all_nodes(slurm)
-    conditions = (lambda: state() == "PENDING", (stage.folder / "metrics.jsonl").exists)
+    conditions = (lambda: state() == "PENDING", lambda: read_metrics(stage.metrics))
     for number, condition in enumerate(conditions):
         follower = subprocess.Popen([sys.executable, "-c", FOLLOWER, str(tmp_path), str(table)], cwd=PROJECT)
         try:
