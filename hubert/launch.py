@@ -278,7 +278,7 @@ def raise_for_end(trainer: RunningTrainer) -> None:
         raise TransientError(f"the trainer in {folder} stopped: attempt {owner} owns the folder now")
     log = folder / "train.log"
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_TAIL:]) if log.exists() else ""
-    details = ". ".join(text for text in (end.says, witness, record["message"] if record else "") if text)
+    details = "; ".join(text for text in (end.says, witness, record["message"] if record else "") if text)
     raise end.error(f"training in {folder} ({trainer.name}): {end.name}: {details}\nThe last lines of its log:\n{tail}")
 
 

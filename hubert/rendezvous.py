@@ -33,7 +33,7 @@ def find_place(environment: Mapping[str, str]) -> tuple[int, int, int]:
 def threads_per_process(environment: Mapping[str, str], num_processes: int) -> int:
     """Return the cores that a process may use for itself.
 
-    Under `srun` its tasks' share (`--cpus-per-task`), else the machine's cores, shared out to `num_processes`.
+    Under `srun` its task' share (`--cpus-per-task`), else the machine's cores, shared out to `num_processes`.
     """
     if _is_slurm_step(environment):
         return int(environment.get("SLURM_CPUS_PER_TASK") or _cores())

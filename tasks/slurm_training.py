@@ -222,10 +222,23 @@ class SlurmTrainer(RunningTrainer):
         self._wait(KILL_SECONDS)
 
     def _send(self, options: list[str]) -> None:
-        try:
-            slurm.run(["scancel", "--quiet", *options, self._entry["job_id"]])
-        except subprocess.CalledProcessError:
-            self._ask()  # it has ended meanwhile
+        """Give the job's id to scancel. Slurm's silence is waited out: a job that was cancelled must not go on.
+
+        Raises:
+            SlurmUnreachable: it was silent for STOP_SECONDS.
+        """
+        deadline = time.monotonic() + STOP_SECONDS
+        while True:
+            try:
+                slurm.run(["scancel", "--quiet", *options, self._entry["job_id"]])
+            except subprocess.CalledProcessError:
+                self._ask()  # it has ended meanwhile
+            except slurm.SlurmUnreachable:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(self._poll_seconds)
+                continue
+            return
 
     def _wait(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds

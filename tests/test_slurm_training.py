@@ -23,7 +23,7 @@ from hubert.train import TrainStage, train_until_done
 from hubert.training_folder import read_metrics
 from tasks import slurm as commands
 from tasks.slurm_settings import SlurmSettings
-from tasks.slurm_training import SlurmLauncher, comment
+from tasks.slurm_training import SlurmLauncher, comment, write_jobs
 from tests.corpus import NUM_UNITS
 from tests.training import SETTINGS, job_of, metrics_of, train, write_table
 
@@ -215,11 +215,15 @@ def test_a_job_that_waits_says_why_and_is_gone_as_soon_as_it_is_stopped(tmp_path
 
 
 def test_a_job_whose_srun_died_while_it_waited_is_not_waited_for(tmp_path, table, slurm):
-    """Nobody would start the trainer in it."""
+    """Nobody would start the trainer in it. A machine that cannot see the srun, since another one submitted, adopts it."""
     blocker = block_all_nodes(slurm)
     stage = stage_of(tmp_path, table)
-    launcher_of().launch(stage.job())
-    os.kill(slurm_jobs(stage.folder)[0]["srun"]["pid"], signal.SIGKILL)
+    trainer = launcher_of().launch(stage.job())
+    (entry,) = slurm_jobs(stage.folder)
+    os.kill(entry["srun"]["pid"], signal.SIGKILL)
+    write_jobs(stage.folder, [entry | {"srun": entry["srun"] | {"host": "elsewhere"}}])
+    assert launcher_of().find_running(stage.folder).name == trainer.name
+    write_jobs(stage.folder, [entry])
     assert launcher_of().find_running(stage.folder) is None
     assert slurm.jobs() == [blocker]
     commands.cancel([blocker])
@@ -288,6 +292,7 @@ def test_a_training_goes_on_while_slurms_controller_is_down(undisturbed, tmp_pat
     train_until_done(stage, follow, launcher=launcher_of())
     assert states_of(stage) == ["COMPLETED"]
     assert seen == list(range(2, STEPS + 1, 2))
+    assert any("Slurm does not answer" in text and "Nothing is concluded from that" in text for text in texts)
     assert_same(stage, undisturbed)
 
 
