@@ -207,7 +207,7 @@ class TrainSettings(Section):
     )
     num_threads: int = setting(
         0,
-        "threads per training process; 0: the machine's cores, shared out [no key in fairseq]",
+        "threads per training process; 0: the machine's cores, shared out; on Slurm, its CPUs [no key in fairseq]",
         affects=False,
         ge=0,
     )

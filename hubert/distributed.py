@@ -7,19 +7,24 @@ processes is, up to rounding, what a single one computes.
 
 import datetime as dt
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import platform
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # not in its __all__
 
-from hubert.errors import ConfigError, TransientError
+from hubert.errors import ConfigError, TransientError, first_line
+from hubert.rendezvous import find_meeting_point, find_place
 
 BUCKET = 1 << 26  # elements per all-reduce: 268 MB
 TIMEOUT = dt.timedelta(minutes=10)
+MEETING_TIMEOUT = dt.timedelta(seconds=150)  # from the first process that is there to the last
 
 
 @dataclass(frozen=True)
@@ -37,40 +42,6 @@ class World:
         return self.rank == 0
 
 
-def find_place(environment: Mapping[str, str]) -> tuple[int, int, int]:
-    """Return (rank, size, local rank) from torchrun's variables, else from Slurm's (inside `srun`), else (0, 1, 0).
-
-    Slurm's are read from the step, not from the job: a plain process inside `sbatch` or `salloc` is alone.
-
-    Raises:
-        ConfigError: the variables contradict each other.
-    """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    if "RANK" not in environment and "SLURM_STEP_NUM_TASKS" in environment:
-        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
-    rank, size, local_rank = (
-        int(environment.get(name, default)) for name, default in zip(names, ("0", "1", "0"), strict=True)
-    )
-    if not 0 <= rank < size:
-        raise ConfigError(f"{names[0]} is {rank} and {names[1]} is {size}: expected a rank from 0 to {size - 1}")
-    return rank, size, local_rank
-
-
-def find_rendezvous(environment: Mapping[str, str], size: int) -> str:
-    """Return the address at which the processes meet, as torch's `init_method`.
-
-    Under `srun` without MASTER_ADDR it is the node that launched the step, at a port derived from the job's id.
-    """
-    address = environment.get("MASTER_ADDR") or environment.get("SLURM_LAUNCH_NODE_IPADDR")
-    if not address:
-        raise ConfigError(
-            f"{size} processes were started without MASTER_ADDR: they cannot find each other. Start them with "
-            "`torchrun --nproc-per-node N -m hubert.train JOB` or with `srun`"
-        )
-    job = int(environment.get("SLURM_JOB_ID", "0")) * 64 + int(environment.get("SLURM_STEP_ID", "0"))
-    return f"tcp://{address}:{environment.get('MASTER_PORT') or 20_000 + job % 20_000}"
-
-
 @contextmanager
 def join_world(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[World]:
     """Find this process's place, meet the others (NCCL on CUDA, gloo on CPU), and leave at the end.
@@ -85,16 +56,45 @@ def join_world(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[Worl
         yield world
         return
     backend = "nccl" if world.device.type == "cuda" else "gloo"
-    method = "env://" if "RANK" in os.environ and "MASTER_PORT" in os.environ else find_rendezvous(os.environ, size)
-    try:
-        dist.init_process_group(backend, init_method=method, rank=rank, world_size=size, timeout=TIMEOUT)
-    except (RuntimeError, ValueError) as error:
-        raise TransientError(
-            f"process {rank} of {size} did not meet the others at {method} within {TIMEOUT}: {error}. Likely cause: one of "
-            "them died at its start (see its log), or that address is not reachable from this node; set MASTER_ADDR"
-        ) from error
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has found the others already
+        try:
+            dist.init_process_group(backend, timeout=TIMEOUT)
+        except (RuntimeError, ValueError) as error:
+            raise TransientError(
+                f"process {rank} of {size} did not meet the others that torchrun started: {error}. Likely cause: one of them "
+                "died at its start (see its lines in the log)"
+            ) from error
+    else:
+        meet(backend, world, *find_meeting_point(os.environ, size))
     yield world
     dist.destroy_process_group()  # not after an error: the others may be gone, and the process ends anyway
+
+
+def meet(backend: str, world: World, address: str, port: int, *, timeout: dt.timedelta = MEETING_TIMEOUT) -> None:
+    """Make the process group: all processes of the world meet at an address on which the main one listens.
+
+    A first group with a short timeout finds out whether all are there and reach each other; the training's own is
+    patient, since a step may wait for a large checkpoint or a slow disk.
+
+    Raises:
+        TransientError: the others did not come, or cannot be reached.
+    """
+    try:
+        store = TCPStore(address, port, world.size, world.is_main, timeout)
+        join = partial(dist.init_process_group, backend, rank=world.rank, world_size=world.size)
+        join(store=PrefixStore("meet", store), timeout=timeout)
+        dist.all_reduce(torch.zeros(1, device=world.device))
+        dist.destroy_process_group()
+        join(store=PrefixStore("train", store), timeout=TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        nodes = f" (nodes {os.environ['SLURM_STEP_NODELIST']})" if "SLURM_STEP_NODELIST" in os.environ else ""
+        raise TransientError(
+            f"process {world.rank} of {world.size} on {platform.node()} did not meet the others{nodes} within "
+            f"{timeout.total_seconds():.0f} s at {address}, port {port}, where process 0 listens: {first_line(error)}. "
+            "Likely causes: one of them died at its start (see its lines in the log); that address or port is not reachable "
+            "from this node (a firewall, or the wrong network: set `interface` in the cluster file's section `training`, or "
+            "export MASTER_ADDR and MASTER_PORT in its `prologue`)"
+        ) from error
 
 
 def _choose_device(wanted: str, local_rank: int) -> torch.device:

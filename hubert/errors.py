@@ -4,7 +4,8 @@
     ├── ConfigError         a setting is wrong: nothing was started; names the field, its value and the rule
     ├── DataError           the data is wrong: names the file, what was expected and found, the likely cause, the fix
     ├── TransientError      the surroundings failed (disk, network, a lost worker): worth another try
-    └── TrainingDiverged    too many non-finite steps in a row: another try would end the same way
+    ├── TrainingDiverged    too many non-finite steps in a row: another try would end the same way
+    └── TrainingCancelled   a person stopped the training: only a person starts it again
 
 Callers retry by class, never by reading a message.
 """
@@ -28,6 +29,10 @@ class TransientError(HubertError):
 
 class TrainingDiverged(HubertError):
     """The loss was not finite for many steps in a row."""
+
+
+class TrainingCancelled(HubertError):
+    """A person stopped the training."""
 
 
 def first_line(error: BaseException, *, after: str = "") -> str:

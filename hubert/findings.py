@@ -88,7 +88,7 @@ def collect(
         "phones": figures["quality"].get("units"),
         "data_figures": data_figures(figures["manifest"]),
         "rejected": rejected_files(stages.get("manifest")),
-        "training": {name: figures["train"].get(name) for name in ("steps", "seconds", "audio_hours")},
+        "training": {name: figures["train"].get(name) for name in ("steps", "seconds", "audio_hours", "slurm_jobs")},
         "stages": [stage_row(name, stages[name], content) for name, content in done.items() if content],
         "environment": environment(),
     }

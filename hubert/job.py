@@ -6,6 +6,8 @@
     trainer.json     the live main process: pid, its start time, host
     trainer.lock     held by the main process; the system releases it if the process dies
     exit.json        how the attempt ended (`Exit`), written by the trainer itself
+    slurm.json       the Slurm jobs of all attempts, newest last
+    launch.sh        what each task of a Slurm job runs
     horizons.json    the learning rate's schedule: [[from step, last step], ...], longer after `--extend`
     metrics.jsonl    one line per log interval
     train.log        what the trainer printed
@@ -180,9 +182,9 @@ class ExitRecord:
     def __enter__(self) -> Self:
         return self
 
-    def finish(self, code: Exit) -> None:
+    def finish(self, code: Exit, message: str = "") -> None:
         """Say how the training ended, when nothing was raised."""
-        self.code = code
+        self.code, self.message = code, message
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -23,7 +23,7 @@ from hubert import wording
 from hubert.checkpoint import KEPT_STATES, STATE, list_checkpoints
 from hubert.errors import HubertError, TransientError
 from hubert.figures import align
-from hubert.launch import find_running
+from hubert.launch import find_running, unfinished_job
 from hubert.locks import find_holder, hold
 from hubert.outcome import read_outcome
 from hubert.paths import RunFolder, folder_size, read_json, remove
@@ -127,8 +127,8 @@ def _remove_stage(path: Path) -> int:
 
 
 def is_busy(path: Path) -> bool:
-    """Say whether a process works in a stage's folder."""
-    return find_holder(path) is not None or find_running(path) is not None
+    """Say whether a process, or perhaps a Slurm job, works in a stage's folder."""
+    return find_holder(path) is not None or find_running(path) is not None or bool(unfinished_job(path))
 
 
 # What can go ------------------------------------------------------------------------------------------------------

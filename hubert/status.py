@@ -13,7 +13,7 @@ from typing import Any, Literal
 from hubert import wording
 from hubert.errors import HubertError
 from hubert.figures import align
-from hubert.launch import find_running
+from hubert.launch import find_running, unfinished_job
 from hubert.locks import find_holder
 from hubert.outcome import Outcome, read_outcome
 from hubert.paths import RunFolder, folder_size, read_json
@@ -188,8 +188,8 @@ def read_folder(folder: Path, name: str = "") -> StageStatus:
     plan = read_json(folder / "plan.json")
     done = read_json(folder / "done.json")
     status = StageStatus(name, "partial", folder=str(folder), bytes=folder_size(folder))
-    holder, trainer = find_holder(folder), find_running(folder)
-    if done is not None and holder is None and trainer is None:
+    holder, trainer, job_id = find_holder(folder), find_running(folder), unfinished_job(folder)
+    if done is not None and holder is None and trainer is None and not job_id:
         detail = f"{len(done['pruned'])} outputs pruned" if done.get("pruned") else ""
         total = int(done["num_shards"])
         status = replace(status, state="done", detail=detail, num_done=total, num_shards=total)
@@ -201,10 +201,12 @@ def read_folder(folder: Path, name: str = "") -> StageStatus:
     progress = _training_progress(folder) or (
         "no plan yet" if shards is None else f"{num_done} of {len(shards)} shards"
     )
-    if holder is not None or trainer is not None:
+    if holder is not None or trainer is not None or job_id:
         who = f"process {holder['pid']} on {holder['host']}" if holder else ""
         if trainer is not None:
             who = f"trainer {trainer.process.pid} on {trainer.process.host}"
+        if job_id:
+            who = f"Slurm job {job_id}"
         return replace(status, state="running", detail=f"{progress}; {who}")
     return replace(status, detail=progress)
 

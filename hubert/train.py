@@ -21,17 +21,18 @@ from tqdm import tqdm
 
 from hubert.checkpoint import list_checkpoints
 from hubert.config import TrainSettings
-from hubert.distributed import find_place, join_world
-from hubert.errors import ConfigError, DataError, TransientError
+from hubert.distributed import join_world
+from hubert.errors import ConfigError, DataError, TransientError, first_line
 from hubert.job import Exit, ExitRecord, Horizons, Job, new_attempt, read_job
-from hubert.launch import Event, find_running, follow, launch, stop
+from hubert.launch import Event, Launcher, LocalLauncher, follow, job_ids
 from hubert.origins import FRESH
 from hubert.paths import read_json, write_json
+from hubert.rendezvous import find_place
 from hubert.stage import Figures, Plan, Receipt, Spec, Stage
 from hubert.trainer import Trainer
 from hubert.training_folder import read_metrics
 
-MAX_BACKOFF_SECONDS = 60
+MAX_RESTARTS = 3  # in a row that got no further
 
 
 @dataclass
@@ -137,7 +138,8 @@ class TrainStage(Stage):
             raise DataError(
                 f"{self.folder} has no summary.json: the training there has not finished; run `hubert train` again"
             )
-        return {**content, "last": lines[-1]}
+        jobs = {"slurm_jobs": ids} if (ids := job_ids(self.folder)) else {}
+        return {**content, **jobs, "last": lines[-1]}
 
     def horizons(self) -> Horizons:
         """Return the recorded schedule; empty before the first start."""
@@ -185,7 +187,9 @@ class TrainStage(Stage):
 OnEvent = Callable[[Event], object]
 
 
-def train_until_done(stage: TrainStage, on_event: OnEvent, *, max_restarts: int = 3) -> None:
+def train_until_done(
+    stage: TrainStage, on_event: OnEvent, *, launcher: Launcher | None = None, max_restarts: int = MAX_RESTARTS
+) -> None:
     """Train until the stage's steps are reached: adopt the live trainer of its folder, or start one, and follow it.
 
     A trainer that was killed or lost its surroundings is started again from its last checkpoint. A keyboard interrupt
@@ -193,24 +197,28 @@ def train_until_done(stage: TrainStage, on_event: OnEvent, *, max_restarts: int 
 
     Args:
         stage: which training.
-        on_event: called with each line of the log and each new line of metrics.
+        on_event: called with each line of the log, each new line of metrics, each change of the trainer's state.
+        launcher: where it runs; on this machine if nothing is said.
         max_restarts: how often it is started again without a new checkpoint in between.
 
     Raises:
         ConfigError, DataError, TrainingDiverged: another start would end the same way.
+        TrainingCancelled: a person stopped it.
         TransientError: it failed more than `max_restarts` times without getting further.
     """
+    launcher = launcher or LocalLauncher()
     failures = 0
     shown = 0
-    while not stage.is_trained() or find_running(stage.folder):
+    while True:
+        trainer = launcher.find_running(stage.folder)
         reached = stage.reached()
-        process = find_running(stage.folder)
-        if process is None:
-            process = launch(stage.job())
-        else:
-            on_event(Event("log", text=f"found the trainer alive (pid {process.process.pid}); following it"))
+        if trainer is not None:
+            on_event(Event("log", text=f"found the trainer alive ({trainer.name}); following it"))
+        elif stage.is_trained():
+            return
         try:
-            for event in follow(process, after_step=shown):
+            trainer = trainer or launcher.launch(stage.job())
+            for event in follow(trainer, after_step=shown):
                 if event.metrics is not None:
                     shown = int(event.metrics["step"])
                 on_event(event)
@@ -220,18 +228,20 @@ def train_until_done(stage: TrainStage, on_event: OnEvent, *, max_restarts: int 
             if stage.is_trained():
                 return
         except KeyboardInterrupt:
-            stop(process)
+            if trainer := trainer or launcher.find_running(stage.folder):
+                trainer.stop()
             raise
         except TransientError as caught:
             error = caught
         if stage.reached() > reached:
             failures = 0
+            on_event(Event("log", text=f"{first_line(error)}\nstarting it again from step {stage.reached()}"))
             continue
         failures += 1
         if failures > max_restarts:
             raise error
         on_event(Event("log", text=f"{error}\nstarting it again from step {reached} ({failures} of {max_restarts})"))
-        time.sleep(min(MAX_BACKOFF_SECONDS, 2 ** (failures - 1) - 1))
+        time.sleep(launcher.pause(failures))
 
 
 @contextmanager
@@ -260,22 +270,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train as a job file says. Returns the exit code, one of `hubert.job.Exit`."""
     parser = argparse.ArgumentParser(prog="python -m hubert.train", description="Train as a job file says.")
     parser.add_argument("job", type=Path, help="job file (JSON or TOML), as the training stage writes it")
-    path = parser.parse_args(arguments).job
+    parser.add_argument("--attempt", default="", help="only if the job file is still this attempt's")
+    options = parser.parse_args(arguments)
     try:
-        job = read_job(path)
+        job = read_job(options.job)
         rank, _, _ = find_place(os.environ)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return Exit.CONFIG
+    if options.attempt and job.attempt != options.attempt:
+        print(f"{options.job} is attempt {job.attempt}'s now, this is {options.attempt}: it ends", file=sys.stderr)
+        return Exit.LOST
     by_hand = not job.attempt
     if by_hand:
         job = job.model_copy(update={"attempt": _attempt_of(os.environ)})
     with ExitRecord(job, is_main=rank == 0) as record, join_world(job.device) as world:
         trainer = Trainer(job, world, take_folder=by_hand)
         with _stopped_by_signals(trainer):
-            record.finish(trainer.run())
+            code = trainer.run()
+            record.finish(code, trainer.stop_reason if code is Exit.INTERRUPTED else "")
     if record.message:
         print(f"{record.code.name.lower()}: {record.message}", file=sys.stderr)
+    if record.code is Exit.INTERRUPTED and rank:
+        # Else srun and torchrun would end the main process, which still writes the checkpoint, because this one failed.
+        return Exit.FINISHED
     return record.code
 
 
@@ -296,6 +314,7 @@ def _stopped_by_signals(trainer: Trainer) -> Iterator[None]:
 
     def request(number: int, _: FrameType | None) -> None:
         trainer.stop_requested = True
+        trainer.stop_reason = f"the signal was {signal.Signals(number).name}"
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 

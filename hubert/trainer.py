@@ -28,6 +28,7 @@ from hubert.errors import ConfigError, TrainingDiverged
 from hubert.job import Exit, Job, learning_rate
 from hubert.model import HuBERT, HuBERTPretrain
 from hubert.origins import FRESH, check_dimensions, check_weights
+from hubert.rendezvous import threads_per_process
 from hubert.sizes import SAMPLE_RATE
 from hubert.stage import digest
 from hubert.table import Table
@@ -89,13 +90,14 @@ class Trainer:
         self.settings = settings = job.settings
         self.folder = TrainingFolder(job.folder, job.attempt)
         self.stop_requested = False
+        self.stop_reason = ""
         self.table = Table(job.table)
         if self.table.num_units != job.num_units:
             raise ConfigError(
                 f"num_units is {job.num_units}, but the table {job.table} has {self.table.num_units} units"
             )
         self.plan = CropPlan(self.table.num_samples, self.table.fileid_hash, self.table.frame_rate, settings)
-        torch.set_num_threads(settings.num_threads or max(1, _cores() // settings.num_processes))
+        torch.set_num_threads(settings.num_threads or threads_per_process(os.environ, settings.num_processes))
         self.model = self._build_model().to(world.device).train()
         self.model.hubert.transformer.checkpointing = settings.activation_checkpointing
         self.gradients = Gradients(self.model.parameters(), NUM_EXTRAS)
@@ -350,8 +352,3 @@ class Trainer:
         """Print a line of the log (main process only), above the progress bar if there is one."""
         if self.world.is_main:
             tqdm.write(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr)
-
-
-def _cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -99,12 +99,17 @@ def run(command: Sequence[str]) -> str:
         raise SlurmUnreachable(f"`{command[0]}` did not answer within {COMMAND_SECONDS:.0f} s") from error
     except subprocess.CalledProcessError as error:
         text = error.stderr.strip()
-        if any(
-            sign in text for sign in ("Unable to contact slurm controller", "Socket timed out", "Connection refused")
-        ):
+        if is_silence(text):
             raise SlurmUnreachable(f"Slurm does not answer: {text}") from error
         raise
     return result.stdout
+
+
+def is_silence(said: str) -> bool:
+    """Say whether a message of Slurm's commands means that the controller does not answer."""
+    return any(
+        sign in said for sign in ("Unable to contact slurm controller", "Socket timed out", "Connection refused")
+    )
 
 
 def find_jobs(*, comment: str = "", ids: Iterable[str] = (), every_state: bool = False) -> list[SlurmJob]:

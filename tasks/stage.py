@@ -16,7 +16,7 @@ from prefect.futures import PrefectFuture
 from prefect.states import Completed, Crashed
 from prefect.tasks import Task
 
-from hubert.errors import ConfigError, DataError, TrainingDiverged, TransientError
+from hubert.errors import ConfigError, DataError, TrainingCancelled, TrainingDiverged, TransientError
 from hubert.stage import Figures, Plan, Stage, group
 
 MAX_ROUNDS = 3  # how often shards that were lost with their workers are dealt out again
@@ -24,9 +24,9 @@ NUM_GROUPS = 200  # Prefect tasks per stage at most: each costs about 0.2 s
 
 
 def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Say whether another try can end differently: never for wrong settings, wrong data or a diverged training."""
+    """Say whether another try can end differently: never for wrong settings or data, a diverged or a cancelled training."""
     error = state.result(raise_on_failure=False)
-    return not isinstance(error, ConfigError | DataError | TrainingDiverged)
+    return not isinstance(error, ConfigError | DataError | TrainingCancelled | TrainingDiverged)
 
 
 RETRIES: dict[str, Any] = {"retries": 2, "retry_delay_seconds": [2, 20], "retry_condition_fn": worth_retrying}

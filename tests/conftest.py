@@ -28,21 +28,26 @@ def free_ports(count: int) -> list[int]:
             probe.close()
 
 
-@pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Service"]:  # noqa: F821
-    """A running service with the deployments of tests/flows; `environment(service.settings)` is what a flow needs."""
-    from tasks.service import down, up
+def service_settings(root: Path) -> "ServiceSettings":  # noqa: F821
+    """Settings of a service of its own, below a folder."""
     from tasks.service_settings import ServiceSettings
 
-    root = tmp_path_factory.mktemp("the service")  # with a space, as a user's folder may have
     prefect_port, mlflow_port = free_ports(2)
-    settings = ServiceSettings(
+    return ServiceSettings(
         folder=root / "data",
         prefect_port=prefect_port,
         mlflow_port=mlflow_port,
         query_seconds=1,
         profiles=root / "home" / ".prefect" / "profiles.toml",
     )
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Service"]:  # noqa: F821
+    """A running service with the deployments of tests/flows; `environment(service.settings)` is what a flow needs."""
+    from tasks.service import down, up
+
+    settings = service_settings(tmp_path_factory.mktemp("the service"))  # with a space, as a user's folder may have
     project = Path(__file__).parent / "flows"
     yield up(settings, prefect_file=project / "prefect.yaml", project=project)
     down(settings)

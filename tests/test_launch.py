@@ -1,5 +1,6 @@
 """Starting, finding, following and stopping trainers, and the stage that does it: real processes, real kills."""
 
+import datetime as dt
 import os
 import signal
 import subprocess
@@ -12,14 +13,16 @@ import torch
 from safetensors.torch import load_file
 
 from hubert.checkpoint import checkpoint_path, find_latest
-from hubert.distributed import find_place, find_rendezvous
+from hubert.distributed import World, meet
 from hubert.errors import ConfigError, DataError, HubertError, TrainingDiverged, TransientError
 from hubert.job import Exit
-from hubert.launch import Event, TrainerProcess, find_running, follow, launch, raise_for_end, stop
+from hubert.launch import Event, TrainerProcess, find_running, follow, launch, raise_for_end
 from hubert.paths import PROJECT, read_json, write_json
 from hubert.processes import ProcessId
+from hubert.rendezvous import find_meeting_point, find_place, first_host, threads_per_process
 from hubert.train import TrainStage, train_until_done
 from hubert.training_folder import read_metrics
+from tests.conftest import free_ports
 from tests.corpus import NUM_UNITS
 from tests.training import SETTINGS, assert_same_training, job_of, metrics_of, train, write_table
 
@@ -93,7 +96,7 @@ def test_a_trainer_is_found_adopted_and_stopped_after_a_checkpoint(tmp_path, tab
     with pytest.raises(TransientError, match="asked to stop, and wrote a checkpoint first"):  # noqa: PT012
         for event in follow(adopted):
             if event.metrics is not None:
-                stop(adopted)
+                adopted.stop()
     record, latest = read_json(tmp_path / "exit.json"), find_latest(tmp_path)
     assert record is not None
     assert record["code"] == Exit.INTERRUPTED
@@ -108,7 +111,7 @@ def test_two_processes_train_as_one_does(tmp_path, table, undisturbed):
     with suppress(TransientError):  # it may finish before it is stopped
         for event in follow(process):
             if event.metrics is not None and event.metrics["step"] >= 6:
-                stop(process)
+                process.stop()
     record = read_json(tmp_path / "exit.json")
     assert record is not None
     assert record["code"] in (Exit.INTERRUPTED, Exit.FINISHED)
@@ -129,12 +132,48 @@ def test_a_process_finds_its_place_from_torchrun_or_from_the_slurm_step():
     assert find_place(step) == (5, 8, 1)
     assert find_place(step | torchrun) == (3, 4, 1)
     assert find_place({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) == (0, 1, 0)  # inside sbatch, not inside srun
-    assert find_rendezvous({"MASTER_ADDR": "node1", "MASTER_PORT": "1234"}, 2) == "tcp://node1:1234"
-    assert find_rendezvous({"SLURM_LAUNCH_NODE_IPADDR": "10.0.0.1", "SLURM_JOB_ID": "7"}, 2) == "tcp://10.0.0.1:20448"
-    with pytest.raises(ConfigError, match="without MASTER_ADDR"):
-        find_rendezvous({}, 2)
     with pytest.raises(ConfigError, match="RANK is 4 and WORLD_SIZE is 4"):
         find_place(torchrun | {"RANK": "4"})
+
+
+def test_processes_meet_at_the_first_node_of_the_step_and_not_where_srun_was_called():
+    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": "7", "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.1"}
+    step |= {"SLURM_STEP_NODELIST": "localhost,no-such-node"}
+    assert find_meeting_point(step, 2) == ("localhost", 20448)
+    assert find_meeting_point(step | {"MASTER_ADDR": "node1", "MASTER_PORT": "1234"}, 2) == ("node1", 1234)
+    with pytest.raises(ConfigError, match=r"node no-such-node.*does not resolve.*MASTER_ADDR"):
+        find_meeting_point(step | {"SLURM_STEP_NODELIST": "no-such-node,localhost"}, 2)
+    with pytest.raises(ConfigError, match="without MASTER_ADDR"):
+        find_meeting_point({}, 2)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "first"),
+    [
+        ("gpu1", "gpu1"),
+        ("gpu1,gpu2", "gpu1"),
+        ("gpu[007-009,12],cpu1", "gpu007"),
+        ("rack[2,5]node[03-04]-ib", "rack2node03-ib"),
+    ],
+)
+def test_the_first_node_is_taken_from_slurms_list(hosts, first):
+    assert first_host(hosts) == first
+
+
+def test_a_process_under_srun_uses_its_own_cores_and_a_local_one_its_share_of_the_machines():
+    cores = len(os.sched_getaffinity(0))
+    assert threads_per_process({"SLURM_STEP_NUM_TASKS": "2", "SLURM_CPUS_PER_TASK": "7"}, 2) == 7
+    assert threads_per_process({}, 1) == cores
+    assert threads_per_process({"SLURM_CPUS_PER_TASK": "7"}, cores) == 1  # inside sbatch, not inside srun
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_meets_nobody_says_where_and_why(rank):
+    """Process 0 listens and nobody comes; process 1 calls where nobody listens."""
+    (port,) = free_ports(1)
+    world = World(rank, 2, 0, torch.device("cpu"))
+    with pytest.raises(TransientError, match=rf"process {rank} of 2 .* within 1 s at 127.0.0.1, port {port}.*firewall"):
+        meet("gloo", world, "127.0.0.1", port, timeout=dt.timedelta(seconds=1))
 
 
 @pytest.mark.parametrize(

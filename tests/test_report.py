@@ -46,7 +46,8 @@ def abx_row(step: int | None, layer: int, within: float, across: float) -> dict[
 
 def make_train(home: Path, number: int, steps: int) -> Path:
     rng = np.random.default_rng(number)
-    machine = {"device": "NVIDIA H200", "world_size": 4} if number == 2 else {"device": "cpu", "world_size": 1}
+    gpus = {"device": "NVIDIA H200", "world_size": 4, "slurm_jobs": ["1017", "1021"]}
+    machine = gpus if number == 2 else {"device": "cpu", "world_size": 1}
     folder = finish(
         home, "train", {"steps": steps, "seconds": 190.0, "audio_hours": 32 * steps / 3600, **machine}, seconds=190.0
     )
@@ -290,6 +291,7 @@ def test_the_second_iteration_is_compared_with_mfcc_and_the_first(run):
     assert "the layer tells phones apart better than MFCC." in words
     assert "layer 3 of step-00000400" in words
     assert "NVIDIA H200" in words
+    assert "1017, 1021" in words  # Slurm jobs of the training
     assert "0.21" in words  # GPU-hours: 4 x 190 s
 
 
