@@ -21,6 +21,7 @@ from hubert.config import explain
 from hubert.errors import ConfigError
 from hubert.paths import find_cluster
 from tasks.slurm_settings import SlurmSettings
+from tasks.worker_environment import worker_environment
 
 # At their default level, Dask's processes tell of every connection, in the log of the Prefect run.
 logging.getLogger("distributed").setLevel(logging.WARNING)
@@ -90,10 +91,14 @@ def task_runner(cluster: str, section: Section) -> TaskRunner[Any]:
     settings = read_cluster(cluster)
     if isinstance(settings, AddressSettings):
         return DaskTaskRunner(address=settings.address)
+    workers: Any = getattr(settings, section)
+    start: Any  # DaskTaskRunner passes it the arguments below, and enters what it returns
     if isinstance(settings, SlurmSettings):
-        raise ConfigError(f"cluster {cluster!r}: workers on Slurm are not built yet")
-    workers: WorkerSettings = getattr(settings, section)
-    start: Any = shared_workers  # DaskTaskRunner passes it the arguments below, and enters what it returns
+        from tasks.slurm_workers import start_workers as start  # dask-jobqueue: only where there is a Slurm
+
+        arguments = {"section": workers, "name": section, "poll_seconds": settings.poll_seconds}
+        return DaskTaskRunner(cluster_class=start, cluster_kwargs=arguments)
+    start = shared_workers
     return DaskTaskRunner(cluster_class=start, cluster_kwargs={"workers": workers})
 
 
@@ -114,8 +119,6 @@ def local_workers(workers: WorkerSettings) -> dict[str, Any]:
     """Return LocalCluster's arguments: cores are shared out, so that workers do not fight for them."""
     cores = len(os.sched_getaffinity(0))
     num_workers = workers.num_workers or cores
-    threads = str(max(1, cores // (num_workers * workers.threads_per_worker)))
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS")
     return {
         "n_workers": num_workers,
         "threads_per_worker": workers.threads_per_worker,
@@ -123,5 +126,5 @@ def local_workers(workers: WorkerSettings) -> dict[str, Any]:
         "host": "127.0.0.1",
         "dashboard_address": workers.dashboard_address,
         "local_directory": tempfile.gettempdir(),
-        "env": dict.fromkeys(names, threads) | {"DASK_LOGGING__DISTRIBUTED": "warning", "OMP_WAIT_POLICY": "PASSIVE"},
+        "env": worker_environment(cores, num_workers, workers.threads_per_worker),
     }
