@@ -222,9 +222,10 @@ def build_parameters(run: str, recipe: str, data: str, cluster: str, overrides: 
     """Check what a run is asked to do, and return the flow's parameters; paths become absolute, as a worker needs them.
 
     Raises:
-        ConfigError: the recipe, a setting, the data or the cluster file is wrong or missing.
+        ConfigError: the recipe, a setting, the data or the cluster file is wrong or missing, or Slurm could not start its jobs.
     """
     from hubert.recipe import read_recipe
+    from tasks.preflight import check_cluster
 
     path = find_recipe(recipe)
     settings: Recipe = read_recipe(path, overrides)
@@ -236,8 +237,7 @@ def build_parameters(run: str, recipe: str, data: str, cluster: str, overrides: 
         raise ConfigError(
             f"data {data!r}: expected a folder of audio, an archive or a manifest; {location} does not exist"
         )
-    if not find_cluster(cluster).exists():
-        raise ConfigError(f"cluster {cluster!r}: {find_cluster(cluster)} does not exist")
+    check_cluster(cluster)
     return {
         "run": str(RunFolder.of(run).root),  # the worker may have another HUBERT_RUNS than this shell
         "recipe": str(path) if recipe != path.stem else recipe,
