@@ -6,7 +6,7 @@ from hubert.errors import ConfigError
 from hubert.paths import find_cluster
 from tasks.cluster_settings import read_cluster
 from tasks.slurm import job_options, refusal, run
-from tasks.slurm_settings import DURATION, SECTIONS, Resources, SlurmSettings, seconds_of
+from tasks.slurm_settings import DURATION, SECTIONS, Resources, Site, SlurmSettings, seconds_of
 
 # What a job asks for at the least, in the order in which keys are suspected: the partition last, as another one may have more.
 LEAST: dict[str, Any] = {
@@ -37,8 +37,9 @@ def check_cluster(cluster: str) -> None:
         problem = find_problem(getattr(settings, name))
         if problem is not None:
             key, value, why = problem
+            shared = f" (or site.{key})" if key in Site.model_fields else ""
             raise ConfigError(
-                f"cluster {find_cluster(cluster)}: {name}.{key} (or site.{key}) is {value!r}, and Slurm would never start such a "
+                f"cluster {find_cluster(cluster)}: {name}.{key}{shared} is {value!r}, and Slurm would never start such a "
                 f"job: {why}. Nothing was queued. `sinfo` shows what there is"
             )
 

@@ -23,7 +23,7 @@ SECONDS = 10.0
 
 def probe(wanted: dict[str, Any]) -> dict[str, Any]:
     """Try everything that `wanted` names; returns what was found, each check as [whether it works, what to say]."""
-    found = {
+    found: dict[str, Any] = {
         "node": [True, os.environ.get("SLURMD_NODENAME") or platform.node()],
         "python": _python(wanted["python"]),
         "packages": _packages(wanted["packages"]),

@@ -165,6 +165,9 @@ def refusal(wanted: Sequence[str]) -> str:
     try:
         run(["sbatch", "--test-only", *wanted, "--wrap=true"])
     except subprocess.CalledProcessError as error:
-        lines = [line.removeprefix("sbatch: error: ") for line in error.stderr.strip().splitlines()]
+        lines = [
+            line.removeprefix("sbatch: error: ").removeprefix("allocation failure: ")
+            for line in error.stderr.strip().splitlines()
+        ]
         return lines[-1] if lines else f"sbatch --test-only failed ({error.returncode})"
     return ""

@@ -54,6 +54,7 @@ class GatedRun:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+            cancel_workers(self.run_id)
 
     @property
     def run_id(self) -> str:
@@ -127,7 +128,7 @@ def test_a_cancelled_job_and_a_killed_worker_are_replaced_and_finished_shards_ar
         starts = run.starts()
         assert len(starts[done]) == 1
         assert all(len(starts[shard]) > 1 for shard in lost - {done})
-        assert slurm.jobs() == []
+        slurm.wait_until_empty()
 
         (folder,) = run.folder.glob("gated-*")
         receipts = {str(int(path.stem)): read_json(path)["jobs"] for path in (folder / "receipts").glob("*.json")}
@@ -157,7 +158,7 @@ def test_a_dead_node_and_a_restarted_controller_cost_only_the_shards_at_work(env
         assert len(run.starts()[done]) == 1
         assert lost
         assert all(len(run.starts()[shard]) > 1 for shard in lost)
-        run.wait_until(lambda: slurm.jobs() == [])
+        slurm.wait_until_empty()
 
 
 def test_a_queue_that_never_starts_is_visible_and_cancelling_empties_it(environment, slurm, tmp_path):
@@ -170,7 +171,7 @@ def test_a_queue_that_never_starts_is_visible_and_cancelling_empties_it(environm
         cancel_workers("another run")
         assert slurm.jobs() == jobs
         cancel_workers(run.run_id)
-        assert slurm.jobs() == []
+        slurm.wait_until_empty()
 
 
 def test_workers_that_cannot_start_end_the_flow_with_the_end_of_their_log_and_no_job_is_left(
@@ -181,7 +182,7 @@ def test_workers_that_cannot_start_end_the_flow_with_the_end_of_their_log_and_no
         log = run.log.read_text()
         assert "3 jobs in a row ended before a worker answered" in log
         assert "no such module: cuda" in log
-        assert slurm.jobs() == []
+        slurm.wait_until_empty()
 
 
 def script(**changes) -> str:
