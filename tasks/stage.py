@@ -6,7 +6,7 @@ shards, each with its receipt: a retry or a replaced worker redoes only what is 
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -16,7 +16,7 @@ from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.futures import PrefectFuture
 from prefect.states import Completed, Crashed
 from prefect.tasks import Task
@@ -227,8 +227,12 @@ def result_of(future: PrefectFuture[Any], patience: Patience) -> Any:
 
 def mark_crashed(future: PrefectFuture[Any], message: str) -> None:
     """Set the state of a task run whose process is gone. One that no worker has started is unknown to the server."""
-    with get_client(sync_client=True) as client, suppress(ObjectNotFound):
-        client.set_task_run_state(future.task_run_id, Crashed(message=message), force=True)
+    with get_client(sync_client=True) as client:
+        try:
+            client.set_task_run_state(future.task_run_id, Crashed(message=message), force=True)
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code != HTTPStatus.NOT_FOUND:
+                raise
 
 
 def name_group(indices: Sequence[int], num_shards: int) -> str:

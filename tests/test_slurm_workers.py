@@ -73,6 +73,12 @@ class GatedRun:
         paths = sorted((self.folder / "starts").glob("[0-9]*"), key=lambda path: path.name.rpartition("-")[2])
         return {path.name.split("-")[0]: int(path.name.split("-")[2]) for path in paths}
 
+    def all_pids(self) -> set[int]:
+        return {int(path.name.split("-")[2]) for path in (self.folder / "starts").glob("[0-9]*")}
+
+    def jobs_at_work(self) -> set[str]:
+        return {self.starts()[shard][-1] for shard in self.at_work()}
+
     def finished(self) -> set[str]:
         return {str(int(path.stem)) for path in self.folder.glob("gated-*/receipts/*.json")}
 
@@ -91,7 +97,7 @@ class GatedRun:
 
     def let_one_finish(self) -> str:
         """Let a shard that is at work finish, and return it."""
-        self.wait_until(lambda: len({self.starts()[shard][-1] for shard in self.at_work()}) == 2)
+        self.wait_until(lambda: len(self.jobs_at_work()) == 2)
         shard = min(self.at_work())
         self.open(shard)
         self.wait_until(lambda: shard in self.finished())
@@ -112,22 +118,22 @@ def test_a_cancelled_job_and_a_killed_worker_are_replaced_and_finished_shards_ar
         jobs = commands.find_jobs(comment=f"hubert {run.run_id} ")
         assert [job.job_id for job in jobs] == slurm.jobs()
 
-        victim = jobs[0].job_id
+        victim, known = jobs[0].job_id, {job.job_id for job in jobs}
         lost = {shard for shard in run.at_work() if run.starts()[shard][-1] == victim}
         commands.cancel([victim])
-        run.wait_until(lambda: any(job > victim for shard in run.at_work() for job in run.starts()[shard]))
+        run.wait_until(lambda: run.jobs_at_work() - known)
 
         shard, pid = next(
             item for item in run.pids().items() if item[0] in run.at_work() and psutil.pid_exists(item[1])
         )
-        before = len(run.starts()[shard])
+        pids = run.all_pids()
         os.kill(pid, signal.SIGKILL)
-        run.wait_until(lambda: len(run.starts()[shard]) > before)
+        run.wait_until(lambda: run.all_pids() - pids)  # the nanny has started another, and it works
 
         run.end()
         starts = run.starts()
         assert len(starts[done]) == 1
-        assert all(len(starts[shard]) > 1 for shard in lost - {done})
+        assert all(len(starts[lost_shard]) > 1 for lost_shard in lost | {shard})
         slurm.wait_until_empty()
 
         (folder,) = run.folder.glob("gated-*")
@@ -149,10 +155,11 @@ def test_a_dead_node_and_a_restarted_controller_cost_only_the_shards_at_work(env
         slurm.start_controller()
 
         run.wait_until(lambda: len(run.at_work()) == 2)
-        job = commands.find_jobs(comment=f"hubert {run.run_id} ")[0]
+        jobs = commands.find_jobs(comment=f"hubert {run.run_id} ")
+        job, known = jobs[0], {job.job_id for job in jobs}
         lost = {shard for shard in run.at_work() if run.starts()[shard][-1] == job.job_id}
         slurm.kill_node(job.nodes)
-        run.wait_until(lambda: any(int(job) > 2 for shard in run.at_work() for job in run.starts()[shard]))
+        run.wait_until(lambda: run.jobs_at_work() - known)
         run.end()
         slurm.revive_node(job.nodes)
         assert len(run.starts()[done]) == 1
