@@ -1,6 +1,7 @@
 """A stage whose shards wait until a test lets them go on, and a flow that runs it on Slurm: both for processes of their own."""
 
 import os
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,8 @@ class GatedStage(Stage):
         start = self.parent / "starts" / f"{index}-{os.environ.get('SLURM_JOB_ID', '0')}-{os.getpid()}-{time.time_ns()}"
         with atomic_write(start) as temporary:
             temporary.touch()
+        if (self.parent / f"die-{index}").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
         while not any((self.parent / f"open-{gate}").exists() for gate in (index, "all")):
             time.sleep(POLL_SECONDS)
         with atomic_write(output) as temporary:
@@ -52,8 +55,16 @@ class GatedStage(Stage):
 
 @flow(name="gated-inner")
 def inner(folder: str, num_shards: int) -> None:
-    """Run the stage on the runner that it was given."""
+    """Run the stage on the runner that it was given; after a pause, if there is to be one, once more elsewhere."""
     run_stage(GatedStage(Path(folder), num_shards), pairs)
+    pause = Path(folder) / "pause"
+    if pause.exists():
+        while pause.exists():
+            time.sleep(POLL_SECONDS)
+        second = Path(folder) / "second"
+        second.mkdir()
+        (second / "open-all").touch()
+        run_stage(GatedStage(second, num_shards), pairs)
 
 
 @flow(name="gated")

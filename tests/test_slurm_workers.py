@@ -3,7 +3,9 @@
 import os
 import signal
 import time
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import dask
 import psutil
@@ -12,12 +14,14 @@ import yaml
 
 from hubert.paths import read_json
 from tasks import slurm as commands
+from tasks.cluster import cancel_jobs
 from tasks.cluster_settings import read_cluster
 from tasks.service_settings import environment as service_environment
 from tasks.slurm_settings import WorkerSection
-from tasks.slurm_workers import CONFIG_NAME, WorkerJob, cancel_workers, job_arguments
+from tasks.slurm_workers import cancel_workers
 from tasks.worker_gpu import choose
-from tests.flow_runs import start_flow
+from tasks.worker_jobs import CONFIG_NAME, WorkerJob, job_arguments
+from tests.flow_runs import start_flow, task_runs
 
 FLOW = "from tests.gated import gated as flow"
 NUM_SHARDS = 5
@@ -84,6 +88,10 @@ class GatedRun:
 
     def at_work(self) -> set[str]:
         return self.starts().keys() - self.finished()
+
+    def second_jobs(self) -> list[str]:
+        """Return the jobs that did the second stage."""
+        return [job for path in self.folder.glob("second/gated-*/done.json") for job in read_json(path)["jobs"]]
 
     def open(self, gate: str) -> None:
         (self.folder / f"open-{gate}").touch()
@@ -177,7 +185,8 @@ def test_a_queue_that_never_starts_is_visible_and_cancelling_empties_it(environm
         run.process.wait()
         cancel_workers("another run")
         assert slurm.jobs() == jobs
-        cancel_workers(run.run_id)
+        flow_run = SimpleNamespace(id=run.run_id, parameters=run.parameters)
+        cancel_jobs(None, flow_run, None)  # as Prefect calls it when the run is cancelled
         slurm.wait_until_empty()
 
 
@@ -189,6 +198,47 @@ def test_workers_that_cannot_start_end_the_flow_with_the_end_of_their_log_and_no
         log = run.log.read_text()
         assert "3 jobs in a row ended before a worker answered" in log
         assert "no such module: cuda" in log
+        slurm.wait_until_empty()
+
+
+@pytest.mark.faults
+def test_a_worker_at_the_end_of_its_lifetime_is_replaced_and_its_shard_runs_again(environment, slurm, tmp_path):
+    with GatedRun(tmp_path, environment, lifetime="0:20", lifetime_stagger="") as run:
+        run.wait_until(lambda: len(run.jobs_at_work()) == 2)
+        known = run.jobs_at_work()
+        run.wait_until(lambda: run.jobs_at_work() - known)
+        run.end()
+        slurm.wait_until_empty()
+
+
+@pytest.mark.faults
+def test_there_are_more_jobs_while_there_is_work_and_none_while_there_is_none(environment, slurm, tmp_path):
+    with GatedRun(tmp_path, environment, jobs=1, max_jobs=3) as run:
+        (run.folder / "pause").touch()
+        run.wait_until(lambda: len(run.jobs_at_work()) == 3)
+        run.open("all")
+        run.wait_until(lambda: len(run.finished()) == NUM_SHARDS)
+        run.wait_until(lambda: not slurm.jobs())
+        assert run.process.poll() is None
+        (run.folder / "pause").unlink()
+        run.end()
+        assert max(map(int, run.second_jobs())) > 3
+        slurm.wait_until_empty()
+
+
+@pytest.mark.faults
+def test_a_shard_that_kills_every_worker_ends_the_flow_and_no_task_run_stays_running(environment, slurm, tmp_path):
+    since = datetime.now(UTC).isoformat()
+    allowed = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
+    with GatedRun(tmp_path, {**environment, **allowed}, jobs=1, max_jobs=1) as run:
+        (run.folder / "die-1").touch()
+        run.open("all")
+        assert run.process.wait(2 * WAIT_SECONDS) == 1
+        assert "lost with their workers" in run.log.read_text()
+        assert "1" not in run.finished()
+        states = task_runs(environment, since)
+        assert set(states.values()) <= {"Completed", "Crashed", "Failed"}, states
+        assert "Crashed" in states.values()
         slurm.wait_until_empty()
 
 
