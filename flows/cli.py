@@ -3,6 +3,7 @@
 hubert demo     the whole of it on speech made on the spot: servers, two iterations, the table
 hubert up       Prefect, MLflow and a worker, until Ctrl-C
 hubert run      trigger hubert-pretraining and follow it in the terminal
+hubert check    try a cluster file: one tiny job per section
 """
 
 import argparse
@@ -110,6 +111,22 @@ def add_service_commands(commands: "argparse._SubParsersAction[cli.Parser]") -> 
         "--folder", type=Path, help="the service's data (default: HUBERT_SERVICE, else .service in the project)"
     )
     run.set_defaults(handler=run_pretraining)
+
+    check = commands.add_parser(
+        "check",
+        help="try what a cluster file asks for, with one tiny job per section",
+        description="Submit one tiny job per section of a cluster file, and say what works on its node.",
+        epilog="exit codes: 0 all of it works   1 something does not; the cause and the fix stand under the table\n",
+    )
+    check.add_argument("cluster", metavar="CLUSTER", help="name in deployments/clusters, or a YAML file")
+    check.add_argument(
+        "--wait",
+        metavar="SECONDS",
+        type=float,
+        default=300.0,
+        help="cancel a job that waits longer (default: %(default)s)",
+    )
+    check.set_defaults(handler=check_site)
 
 
 def _add_places(command: cli.Parser) -> None:
@@ -229,13 +246,23 @@ def run_pretraining(args: argparse.Namespace) -> int:
     return code
 
 
+def check_site(args: argparse.Namespace) -> int:
+    """Try a cluster; its jobs are cancelled whatever ends this."""
+    from tasks.signals import interrupted_by
+    from tasks.site_check import check
+
+    with interrupted_by(signal.SIGTERM, signal.SIGHUP):
+        return 0 if check(args.cluster, args.wait, _say) else 1
+
+
 def build_parameters(run: str, recipe: str, data: str, cluster: str, overrides: dict[str, Any]) -> dict[str, Any]:
     """Check what a run is asked to do, and return the flow's parameters; paths become absolute, as a worker needs them.
 
     Raises:
-        ConfigError: the recipe, a setting, the data or the cluster file is wrong or missing.
+        ConfigError: the recipe, a setting, the data or the cluster file is wrong or missing, or Slurm could not start its jobs.
     """
     from hubert.recipe import read_recipe
+    from tasks.preflight import check_cluster
 
     path = find_recipe(recipe)
     settings: Recipe = read_recipe(path, overrides)
@@ -247,8 +274,7 @@ def build_parameters(run: str, recipe: str, data: str, cluster: str, overrides: 
         raise ConfigError(
             f"data {data!r}: expected a folder of audio, an archive or a manifest; {location} does not exist"
         )
-    if not find_cluster(cluster).exists():
-        raise ConfigError(f"cluster {cluster!r}: {find_cluster(cluster)} does not exist")
+    check_cluster(cluster)
     return {
         "run": str(RunFolder.of(run).root),  # the worker may have another HUBERT_RUNS than this shell
         "recipe": str(path) if recipe != path.stem else recipe,

@@ -9,10 +9,16 @@ from flows.label import label
 from flows.training import training
 from hubert.outcome import Outcome
 from tasks import resolve, train
-from tasks.cluster import task_runner
+from tasks.cluster import cancel_jobs, task_runner
+from tasks.preflight import check_cluster
 
 
-@flow(name="hubert-iteration", flow_run_name=resolve.name_of_iteration, on_cancellation=[train.stop_trainings])
+@flow(
+    name="hubert-iteration",
+    flow_run_name=resolve.name_of_iteration,
+    on_cancellation=[train.stop_trainings, cancel_jobs],
+    on_crashed=[cancel_jobs],
+)
 def hubert_iteration(
     run: str = "demo",
     recipe: str = "demo",
@@ -39,9 +45,10 @@ def hubert_iteration(
         overrides: Settings that win over the recipe, such as {"train": {"steps": 500}}.
         extend: Continue a finished training to more steps.
     """
+    check_cluster(cluster)
     resolved = resolve.settle(
         run, recipe, data, iteration=iteration, teacher=teacher, layer=layer, overrides=overrides, extend=extend
     )
-    label.with_options(task_runner=task_runner(cluster, "extraction"))(resolved)
+    label.with_options(task_runner=task_runner(cluster, "extraction"))(resolved, cluster)
     training(resolved, cluster)
     return evaluation.with_options(task_runner=task_runner(cluster, "evaluation"))(resolved)

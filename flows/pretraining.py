@@ -2,7 +2,7 @@
 
 hubert-pretraining
 └── hubert-iteration  1, 2, ...
-    ├── label         manifest -> features -> k-means -> units       on Dask
+    ├── label         manifest -> features -> k-means -> units       on Dask; k-means on workers of its own
     ├── training      masked prediction of the units                 its own processes
     └── evaluation    validation -> ABX, quality -> choice, report   on Dask
 """
@@ -13,9 +13,16 @@ from prefect import flow
 
 from flows.iteration import hubert_iteration
 from tasks import report, resolve, train
+from tasks.cluster import cancel_jobs
+from tasks.preflight import check_cluster
 
 
-@flow(name="hubert-pretraining", flow_run_name=resolve.name_of_run, on_cancellation=[train.stop_trainings])
+@flow(
+    name="hubert-pretraining",
+    flow_run_name=resolve.name_of_run,
+    on_cancellation=[train.stop_trainings, cancel_jobs],
+    on_crashed=[cancel_jobs],
+)
 def hubert_pretraining(
     run: str = "demo",
     recipe: str = "demo",
@@ -35,6 +42,7 @@ def hubert_pretraining(
         overrides: Settings that win over the recipe, such as {"train": {"steps": 500}}.
         extend: Continue finished trainings to more steps.
     """
+    check_cluster(cluster)
     for number in resolve.iterations(recipe, overrides):
         hubert_iteration(run, recipe, data, iteration=number, cluster=cluster, overrides=overrides, extend=extend)
     return report.summarise(run)

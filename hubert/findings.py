@@ -18,6 +18,7 @@ import polars as pl
 import torch
 
 from hubert.paths import RunFolder, folder_size, read_json
+from hubert.stage import read_jobs
 
 Findings = dict[str, Any]
 Row = dict[str, Any]
@@ -215,6 +216,7 @@ def stage_row(name: str, folder: Path, done: Mapping[str, Any]) -> dict[str, Any
         "num_shards": done.get("num_shards"),
         "host": done.get("host"),
         "finished_at": done.get("finished_at"),
+        "jobs": read_jobs(folder),
         "device": device,
         "gpu_seconds": figures.get("world_size", 1) * trained if on_gpu else None,
         "bytes": folder_size(folder),

@@ -4,6 +4,7 @@
         plan.json            the shards, fixed at the first start; a rerun obeys it
         receipts/00042.json  shard 42 is done: its outputs with their sizes, its figures, the plan's hash
         done.json            the stage is done: every output, the figures, where they came from; and what was pruned since
+        slurm.json           the jobs of a training that ran on Slurm
         lock                 held while a process plans, works or finishes here (released by the system if it dies)
 
 The key is a hash of the settings that affect the outputs, the keys of the inputs, and the stage's version. So a
@@ -59,6 +60,7 @@ class Receipt:
     figures: Figures
     seconds: float = 0.0
     adopted_from: str = ""
+    jobs: tuple[str, ...] = ()  # the Slurm job that did it, if one did
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,8 @@ class Stage(ABC):
             return found
         start = time.perf_counter()
         outputs, figures = self.work(plan.specs[index])
-        receipt = Receipt(index, plan.hash, self._sizes(outputs), figures, round(time.perf_counter() - start, 3))
+        seconds = round(time.perf_counter() - start, 3)
+        receipt = Receipt(index, plan.hash, self._sizes(outputs), figures, seconds, jobs=_own_job())
         write_json(self.folder / "receipts" / f"{index:05d}.json", vars(receipt))
         return receipt
 
@@ -211,6 +214,7 @@ class Stage(ABC):
             )
         whole = [receipt for receipt in receipts if receipt is not None]
         outputs, figures = self.finish(whole)
+        jobs = sorted({*_own_job(), *(job for receipt in whole for job in receipt.jobs)}, key=_by_number)
         shards = {
             name: size for receipt in whole for name, size in receipt.outputs.items() if (self.folder / name).exists()
         }
@@ -224,6 +228,7 @@ class Stage(ABC):
             "num_shards": len(plan),
             "seconds": round(self.seconds_of(whole), 3),
             "host": platform.node(),
+            **({"jobs": jobs} if jobs else {}),
             "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
         write_json(self.folder / "done.json", content)
@@ -272,7 +277,14 @@ class Stage(ABC):
                     continue
                 for name in receipt["outputs"]:
                     _link(sister / name, self.folder / name)
-                adopted = {**receipt, "index": index, "plan": plan.hash, "seconds": 0.0, "adopted_from": sister.name}
+                adopted = {
+                    **receipt,
+                    "index": index,
+                    "plan": plan.hash,
+                    "seconds": 0.0,
+                    "jobs": (),
+                    "adopted_from": sister.name,
+                }
                 write_json(self.folder / "receipts" / f"{index:05d}.json", adopted)
 
 
@@ -284,7 +296,14 @@ def read_receipt(folder: Path, index: int, plan: Plan) -> Receipt | None:
     content = read_json(folder / "receipts" / f"{index:05d}.json")
     if content is None or content.get("plan") != plan.hash or not _all_there(folder, content["outputs"]):
         return None
-    return Receipt(**content)
+    return Receipt(**{**content, "jobs": tuple(content.get("jobs", ()))})
+
+
+def read_jobs(folder: Path) -> list[str]:
+    """Return the ids of the Slurm jobs that did a stage's work; none if it was done elsewhere, or is not finished."""
+    done, training = read_json(folder / "done.json") or {}, read_json(folder / "slurm.json") or {}
+    found = {*done.get("jobs", ()), *(job["job_id"] for job in training.get("jobs", ()))}
+    return sorted(found, key=_by_number)
 
 
 def prune_outputs(folder: Path, names: Iterable[str]) -> int:
@@ -307,6 +326,16 @@ def prune_outputs(folder: Path, names: Iterable[str]) -> int:
         kept = {name: size for name, size in content["outputs"].items() if name not in pruned}
         write_json(folder / "done.json", {**content, "outputs": kept, "pruned": pruned})
         return sum(remove(folder / name) for name in names)
+
+
+def _own_job() -> tuple[str, ...]:
+    """Return the Slurm job that this process belongs to."""
+    job = os.environ.get("SLURM_JOB_ID", "")
+    return (job,) if job else ()
+
+
+def _by_number(job: str) -> tuple[int, str]:
+    return len(job), job
 
 
 def _size(path: Path) -> int:

@@ -19,7 +19,7 @@ from hubert.outcome import Outcome, read_outcome
 from hubert.paths import RunFolder, folder_size, read_json
 from hubert.pipeline import Iteration
 from hubert.resolve import Resolved
-from hubert.stage import Figures, Plan, Stage, read_receipt
+from hubert.stage import Figures, Plan, Stage, read_jobs, read_receipt
 from hubert.training_folder import read_metrics
 
 NEEDS: Mapping[str, tuple[str, ...]] = {
@@ -92,6 +92,7 @@ class StageStatus:
     num_shards: int | None = None
     seconds: float | None = None
     finished_at: str | None = None
+    jobs: tuple[str, ...] = ()  # of Slurm
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,11 @@ class RunStatus:
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as JSON-like values."""
-        return asdict(self)
+        return asdict(self, dict_factory=_with_jobs_if_any)
+
+
+def _with_jobs_if_any(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in items if name != "jobs" or value}
 
 
 def read_status(folder: RunFolder) -> RunStatus:
@@ -187,7 +192,8 @@ def read_folder(folder: Path, name: str = "") -> StageStatus:
         return StageStatus(name, "missing", folder=str(folder))
     plan = read_json(folder / "plan.json")
     done = read_json(folder / "done.json")
-    status = StageStatus(name, "partial", folder=str(folder), bytes=folder_size(folder))
+    jobs = tuple(read_jobs(folder))
+    status = StageStatus(name, "partial", folder=str(folder), bytes=folder_size(folder), jobs=jobs)
     holder, trainer, job_id = find_holder(folder), find_running(folder), unfinished_job(folder)
     if done is not None and holder is None and trainer is None and not job_id:
         detail = f"{len(done['pruned'])} outputs pruned" if done.get("pruned") else ""

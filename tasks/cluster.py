@@ -6,83 +6,24 @@ different machines. Flows name a section, never a cluster.
 
 import logging
 import os
+import subprocess
 import tempfile
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import yaml
 from distributed import LocalCluster
+from prefect.logging.loggers import flow_run_logger
 from prefect.task_runners import TaskRunner
 from prefect_dask.task_runners import DaskTaskRunner
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from hubert.config import explain
-from hubert.errors import ConfigError
-from hubert.paths import find_cluster
+from hubert.errors import HubertError
+from tasks.cluster_settings import AddressSettings, Section, WorkerSettings, read_cluster
 from tasks.slurm_settings import SlurmSettings
+from tasks.worker_environment import worker_environment
 
 # At their default level, Dask's processes tell of every connection, in the log of the Prefect run.
 logging.getLogger("distributed").setLevel(logging.WARNING)
-
-
-class WorkerSettings(BaseModel):
-    """The workers of one section."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    num_workers: int = Field(default=0, ge=0, description="worker processes; 0: one per core")
-    threads_per_worker: int = Field(default=1, ge=1, description="shards at once in one worker process")
-    memory_limit: str = Field(
-        default="auto", description="memory per worker, such as 8GB; auto: the machine's, shared out; 0: no limit"
-    )
-    dashboard_address: str = Field(
-        default="127.0.0.1:0", description="where Dask's dashboard listens; port 0: any free one"
-    )
-
-
-class LocalSettings(BaseModel):
-    """A cluster file of `kind: local`: workers on this machine."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["local"]
-    extraction: WorkerSettings = Field(default=WorkerSettings(), description="manifest, features, units")
-    kmeans: WorkerSettings = Field(default=WorkerSettings(), description="codebook")
-    evaluation: WorkerSettings = Field(default=WorkerSettings(), description="validation, ABX, quality, report")
-
-
-class AddressSettings(BaseModel):
-    """A cluster file of `kind: address`: a Dask scheduler that somebody else runs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["address"]
-    address: str = Field(description="the scheduler's address, such as tcp://node1:8786", pattern=r"^[a-z]+://.+:\d+$")
-
-
-ClusterSettings = LocalSettings | AddressSettings | SlurmSettings
-_CLUSTERS: TypeAdapter[ClusterSettings] = TypeAdapter(Annotated[ClusterSettings, Field(discriminator="kind")])
-Section = Literal["extraction", "kmeans", "evaluation"]
-
-
-def read_cluster(name: str) -> ClusterSettings:
-    """Read a site's settings by name or path.
-
-    Raises:
-        ConfigError: the file is missing, not YAML, or a key is wrong; names it.
-    """
-    path = find_cluster(name)
-    if not path.exists():
-        known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml"))) or "none"
-        raise ConfigError(f"cluster {name!r}: {path} does not exist; known clusters: {known}")
-    try:
-        content = yaml.safe_load(path.read_text())
-        return _CLUSTERS.validate_python(content)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"cluster {path} is not YAML: {error}") from error
-    except ValidationError as error:
-        raise ConfigError(f"cluster {path}: {explain(error)}") from error
 
 
 def task_runner(cluster: str, section: Section) -> TaskRunner[Any]:
@@ -90,10 +31,14 @@ def task_runner(cluster: str, section: Section) -> TaskRunner[Any]:
     settings = read_cluster(cluster)
     if isinstance(settings, AddressSettings):
         return DaskTaskRunner(address=settings.address)
+    workers: Any = getattr(settings, section)
+    start: Any  # DaskTaskRunner passes it the arguments below, and enters what it returns
     if isinstance(settings, SlurmSettings):
-        raise ConfigError(f"cluster {cluster!r}: workers on Slurm are not built yet")
-    workers: WorkerSettings = getattr(settings, section)
-    start: Any = shared_workers  # DaskTaskRunner passes it the arguments below, and enters what it returns
+        from tasks.slurm_workers import start_workers as start  # dask-jobqueue: only where there is a Slurm
+
+        arguments = {"section": workers, "name": section, "poll_seconds": settings.poll_seconds}
+        return DaskTaskRunner(cluster_class=start, cluster_kwargs=arguments)
+    start = shared_workers
     return DaskTaskRunner(cluster_class=start, cluster_kwargs={"workers": workers})
 
 
@@ -114,8 +59,6 @@ def local_workers(workers: WorkerSettings) -> dict[str, Any]:
     """Return LocalCluster's arguments: cores are shared out, so that workers do not fight for them."""
     cores = len(os.sched_getaffinity(0))
     num_workers = workers.num_workers or cores
-    threads = str(max(1, cores // (num_workers * workers.threads_per_worker)))
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS")
     return {
         "n_workers": num_workers,
         "threads_per_worker": workers.threads_per_worker,
@@ -123,5 +66,19 @@ def local_workers(workers: WorkerSettings) -> dict[str, Any]:
         "host": "127.0.0.1",
         "dashboard_address": workers.dashboard_address,
         "local_directory": tempfile.gettempdir(),
-        "env": dict.fromkeys(names, threads) | {"DASK_LOGGING__DISTRIBUTED": "warning", "OMP_WAIT_POLICY": "PASSIVE"},
+        "env": worker_environment(cores, num_workers, workers.threads_per_worker),
     }
+
+
+def cancel_jobs(flow: Any, flow_run: Any, state: Any) -> None:  # noqa: ARG001  (Prefect passes all three by name)
+    """Cancel the worker jobs of a run that was cancelled or has crashed. Prefect calls it."""
+    try:
+        if not isinstance(read_cluster(flow_run.parameters.get("cluster", "local")), SlurmSettings):
+            return
+        from tasks.slurm_workers import cancel_workers  # dask-jobqueue: only where there is a Slurm
+
+        cancel_workers(str(flow_run.id))
+    except (HubertError, subprocess.CalledProcessError) as error:
+        flow_run_logger(flow_run).warning(
+            "The run's jobs were not cancelled, and end when they miss its scheduler: %s", error
+        )

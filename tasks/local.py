@@ -11,7 +11,8 @@ from torch import Tensor
 from hubert.errors import ConfigError
 from hubert.kmeans import KMeansStage
 from hubert.stage import Figures
-from tasks.cluster import AddressSettings, LocalSettings, local_workers, read_cluster
+from tasks.cluster import local_workers
+from tasks.cluster_settings import AddressSettings, LocalSettings, read_cluster
 from tasks.kmeans import dask_lloyd
 
 

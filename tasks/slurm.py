@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hubert.errors import ConfigError, TransientError
-from tasks.slurm_settings import Resources
+from tasks.slurm_settings import Resources, TrainingSection
 
 COMMAND_SECONDS = 60.0
 FIELDS = (
@@ -71,6 +71,15 @@ def options(resources: Resources) -> list[str]:
         "gpus-per-task": str(resources.gpus) if resources.gpus else "",
     }
     return [f"--{name}={value}" for name, value in named.items() if value] + list(resources.directives)
+
+
+def job_options(resources: Resources) -> list[str]:
+    """Return the options of a section's whole job: one task for workers, nodes x tasks for the training."""
+    if isinstance(resources, TrainingSection):
+        shape = [f"--nodes={resources.nodes}", f"--ntasks-per-node={resources.tasks_per_node}"]
+    else:
+        shape = ["--nodes=1", "--ntasks=1"]
+    return [*shape, *options(resources)]
 
 
 def run(command: Sequence[str]) -> str:
@@ -161,6 +170,9 @@ def refusal(wanted: Sequence[str]) -> str:
     try:
         run(["sbatch", "--test-only", *wanted, "--wrap=true"])
     except subprocess.CalledProcessError as error:
-        lines = [line.removeprefix("sbatch: error: ") for line in error.stderr.strip().splitlines()]
+        lines = [
+            line.removeprefix("sbatch: error: ").removeprefix("allocation failure: ")
+            for line in error.stderr.strip().splitlines()
+        ]
         return lines[-1] if lines else f"sbatch --test-only failed ({error.returncode})"
     return ""

@@ -101,9 +101,12 @@ class WorkerSection(Resources):
     threads_per_worker: int = Field(default=1, ge=1, description="shards at once in one worker process")
     jobs: int = Field(default=1, ge=1, description="jobs that are submitted at once")
     max_jobs: int = Field(default=8, ge=1, description="jobs at most: more are submitted while there is work for them")
+    idle_seconds: float = Field(
+        default=60.0, ge=0, description="a job that has had nothing to do for so many seconds is given back"
+    )
     lifetime: str = Field(
         default="",
-        description="a worker ends by itself after this time, between two shards; empty: 5 minutes before the limit",
+        description="a worker hands its work on and ends after this time; empty: 5 minutes before the limit",
     )
     lifetime_stagger: str = Field(
         default="00:01:00", description="lifetimes differ by up to this, so that not all end at once"
@@ -185,9 +188,7 @@ class SlurmSettings(Model):
     kmeans: WorkerSection = WorkerSection()
     evaluation: WorkerSection = WorkerSection()
     training: TrainingSection = TrainingSection()
-    poll_seconds: float = Field(
-        default=5.0, gt=0, description="seconds between two questions to Slurm about the training's job"
-    )
+    poll_seconds: float = Field(default=5.0, gt=0, description="seconds between two questions to Slurm about its jobs")
 
     @model_validator(mode="before")
     @classmethod

@@ -4,23 +4,35 @@ The stage's files are the truth (`hubert.stage`), so Prefect's own result cachin
 shards, each with its receipt: a retry or a replaced worker redoes only what is missing.
 """
 
+import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from distributed.scheduler import KilledWorker
 from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import FlowRunContext
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.futures import PrefectFuture
 from prefect.states import Completed, Crashed
 from prefect.tasks import Task
+from prefect_dask.task_runners import DaskTaskRunner
 
 from hubert.errors import ConfigError, DataError, TrainingCancelled, TrainingDiverged, TransientError
 from hubert.stage import Figures, Plan, Stage, group
 
+if TYPE_CHECKING:
+    from tasks.slurm_workers import SlurmWorkers
+
 MAX_ROUNDS = 3  # how often shards that were lost with their workers are dealt out again
 NUM_GROUPS = 200  # Prefect tasks per stage at most: each costs about 0.2 s
+
+WAIT_SECONDS = 2.0  # between two looks at what a task waits for
+SAY_SECONDS = 300.0  # between two equal lines about it
 
 
 def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -60,6 +72,51 @@ def finish_stage(label: str, stage: Stage) -> Figures:  # noqa: ARG001
     return figures
 
 
+class Patience:
+    """Waits for tasks, and says what they wait for while no worker is there: in the log, and beside the progress bar."""
+
+    def __init__(self, label: str, bar: UUID | None = None) -> None:
+        self.label = label
+        self.bar = bar
+        self.progress = 0.0
+        self._text = ""
+        self._said = 0.0
+
+    def wait(self, future: PrefectFuture[Any]) -> None:
+        """Wait until a task has ended, however it ended.
+
+        Raises:
+            TransientError: the cluster has given up to get workers.
+        """
+        while not future.wrapped_future.done():  # type: ignore[attr-defined]  # all task runners' futures wrap one
+            future.wait(WAIT_SECONDS)
+            if (cluster := slurm_workers()) is not None:
+                if cluster.failure:
+                    future.wrapped_future.cancel()  # type: ignore[attr-defined]
+                    mark_crashed(future, cluster.failure)
+                    raise TransientError(f"{self.label}: {cluster.failure}")
+                self._say(cluster.waits_for())
+
+    def _say(self, text: str) -> None:
+        now = time.monotonic()
+        if text == self._text and (not text or now - self._said < SAY_SECONDS):
+            return
+        self._text, self._said = text, now
+        if text:
+            get_run_logger().info("%s: no worker yet: %s", self.label, text)
+        if self.bar is not None:
+            shown = f"{self.label}: shards ({text})" if text else f"{self.label}: shards"
+            update_progress_artifact(self.bar, self.progress, description=shown)
+
+
+def slurm_workers() -> "SlurmWorkers | None":
+    """Return the workers of the surrounding flow if they are Slurm jobs."""
+    context = FlowRunContext.get()
+    runner = context.task_runner if context is not None else None
+    cluster = runner.client.cluster if isinstance(runner, DaskTaskRunner) else None
+    return cluster if hasattr(cluster, "waits_for") else None
+
+
 def run_stage(stage: Stage, summary: Callable[[Figures], str]) -> Figures:
     """Run a stage with the task runner of the surrounding flow, and return its figures.
 
@@ -78,9 +135,9 @@ def run_stage(stage: Stage, summary: Callable[[Figures], str]) -> Figures:
         return dict(done["figures"])
     with stage.lock(say=logger.info):
         if (done := stage.done()) is None:
-            plan_stage.submit(stage.label, stage).result()
+            result_of(plan_stage.submit(stage.label, stage), Patience(stage.label))
             _work(stage, stage.plan())
-            figures = finish_stage.submit(stage.label, stage).result()
+            figures = result_of(finish_stage.submit(stage.label, stage), Patience(stage.label))
         else:  # another process finished it while this one waited for the lock
             figures = dict(done["figures"])
     publish(stage, summary(figures))
@@ -100,6 +157,7 @@ def _work(stage: Stage, plan: Plan) -> None:
     """Deal the missing shards out until none is missing."""
     logger = get_run_logger()
     bar: Any = create_progress_artifact(0.0, description=f"{stage.label}: shards")
+    patience = Patience(stage.label, bar)
     for round_number in range(1, MAX_ROUNDS + 1):
         missing = stage.missing(plan)
         if not missing:
@@ -111,10 +169,11 @@ def _work(stage: Stage, plan: Plan) -> None:
         ]
         errors = []
         for number, future in enumerate(futures, start=1):
-            error = outcome(future)
+            error = outcome(future, patience)
             if error is not None:
                 errors.append(error)
-            update_progress_artifact(bar, 100 * (len(plan) - len(missing) * (1 - number / len(futures))) / len(plan))
+            patience.progress = 100 * (len(plan) - len(missing) * (1 - number / len(futures))) / len(plan)
+            update_progress_artifact(bar, patience.progress)
         fatal = [error for error in errors if not isinstance(error, KilledWorker)]
         if fatal:
             raise fatal[0]
@@ -132,8 +191,13 @@ def _work(stage: Stage, plan: Plan) -> None:
         )
 
 
-def outcome(future: PrefectFuture[Any]) -> BaseException | None:
-    """Wait for a task and return its error, if any. A task that died with its worker is marked Crashed: nobody else would."""
+def outcome(future: PrefectFuture[Any], patience: Patience) -> BaseException | None:
+    """Wait for a task and return its error, if any. A task that died with its worker is marked Crashed: nobody else would.
+
+    Raises:
+        TransientError: no worker can be had for it.
+    """
+    patience.wait(future)
     try:
         future.result()
     except KilledWorker as error:
@@ -144,10 +208,31 @@ def outcome(future: PrefectFuture[Any]) -> BaseException | None:
     return None
 
 
+def result_of(future: PrefectFuture[Any], patience: Patience) -> Any:
+    """Wait for a task and return its result.
+
+    Raises:
+        TransientError: its workers died, several times, or none can be had.
+    """
+    error = outcome(future, patience)
+    if isinstance(error, KilledWorker):
+        raise TransientError(
+            f"{patience.label}: the workers died that ran this ({error}); likely cause: too little memory per worker; give the "
+            "section more and run again"
+        ) from error
+    if error is not None:
+        raise error
+    return future.result()
+
+
 def mark_crashed(future: PrefectFuture[Any], message: str) -> None:
-    """Set the state of a task run whose process is gone."""
+    """Set the state of a task run whose process is gone. One that no worker has started is unknown to the server."""
     with get_client(sync_client=True) as client:
-        client.set_task_run_state(future.task_run_id, Crashed(message=message), force=True)
+        try:
+            client.set_task_run_state(future.task_run_id, Crashed(message=message), force=True)
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code != HTTPStatus.NOT_FOUND:
+                raise
 
 
 def name_group(indices: Sequence[int], num_shards: int) -> str:

@@ -18,7 +18,7 @@ from hubert.paths import RunFolder
 from hubert.pipeline import Iteration
 from hubert.stage import Figures
 from hubert.train import MAX_RESTARTS, TrainStage, train_until_done
-from tasks.cluster import read_cluster
+from tasks.cluster_settings import read_cluster
 from tasks.markdown import cell, pairs
 from tasks.slurm_settings import SlurmSettings
 from tasks.slurm_training import SlurmLauncher

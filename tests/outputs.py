@@ -14,6 +14,7 @@ TIMES = {
     "audio_seconds_per_second",
     "finished_at",
     "host",
+    "jobs",
     "path",
     "checkpoint",
     "sources",

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import pytest
 
 from hubert.errors import DataError, TransientError
-from hubert.paths import atomic_write
-from hubert.stage import Plan, Receipt, Spec, Stage, digest, group
+from hubert.paths import atomic_write, write_json
+from hubert.stage import Plan, Receipt, Spec, Stage, digest, group, read_jobs
 
 
 @dataclass
@@ -171,3 +171,22 @@ def test_groups_hold_every_shard_once_and_differ_by_at_most_one(count, num_group
 
 def test_the_key_does_not_depend_on_the_order_of_settings():
     assert digest({"a": 1, "b": [1, 2]}) == digest(json.loads('{"b": [1, 2], "a": 1}'))
+
+
+def test_the_records_name_the_slurm_jobs_that_did_the_work(tmp_path, monkeypatch):
+    stage = SquaresStage(tmp_path, (1, 2, 3))
+    plan = stage.plan()
+    for index, job in enumerate(("100", "20", "100")):
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        stage.run_shard(index, plan)
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert stage.complete(plan)["jobs"] == ["20", "100"]
+    assert read_jobs(stage.folder) == ["20", "100"]
+
+    write_json(stage.folder / "slurm.json", {"jobs": [{"job_id": "7", "state": "TIMEOUT"}, {"job_id": "100"}]})
+    assert read_jobs(stage.folder) == ["7", "20", "100"]
+
+    elsewhere = SquaresStage(tmp_path, (4,))
+    elsewhere.run()
+    assert "jobs" not in elsewhere.done()
+    assert read_jobs(elsewhere.folder) == []

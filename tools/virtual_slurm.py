@@ -193,6 +193,14 @@ class VirtualSlurm:
         """Return the ids of the jobs that are queued, running or ending."""
         return self._run("squeue", "--noheader", "--format=%i").stdout.split()
 
+    def wait_until_empty(self) -> None:
+        """Wait until no job is left, not even one that is just ending.
+
+        Raises:
+            RuntimeError: jobs are left.
+        """
+        self._wait(lambda: not self.jobs(), "an empty queue")
+
     # Details ----------------------------------------------------------------------------------------------------
 
     def _write_configuration(self) -> None:
