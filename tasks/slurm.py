@@ -58,28 +58,29 @@ class SlurmUnreachable(TransientError):
     """Slurm does not answer: nothing is known about any job."""
 
 
-def options(resources: Resources) -> list[str]:
-    """Return the options of sbatch and srun for one task of a section."""
+def layout(section: Resources) -> list[str]:
+    """Return the options that lay out a section's processes: nodes x tasks for the training, one task for workers."""
+    nodes, per_node = (section.nodes, section.tasks_per_node) if isinstance(section, TrainingSection) else (1, 1)
+    return [
+        f"--nodes={nodes}",
+        f"--ntasks={nodes * per_node}",
+        f"--ntasks-per-node={per_node}",
+        f"--cpus-per-task={section.cpus}",
+        *([f"--gpus-per-task={section.gpus}"] if section.gpus else []),
+    ]
+
+
+def job_options(section: Resources) -> list[str]:
+    """Return all options of a section's job, for sbatch and srun."""
     named = {
-        "account": resources.account,
-        "partition": resources.partition,
-        "qos": resources.qos,
-        "constraint": resources.constraint,
-        "time": resources.walltime,
-        "mem": resources.memory,
-        "cpus-per-task": str(resources.cpus),
-        "gpus-per-task": str(resources.gpus) if resources.gpus else "",
+        "account": section.account,
+        "partition": section.partition,
+        "qos": section.qos,
+        "constraint": section.constraint,
+        "time": section.walltime,
+        "mem": section.memory,
     }
-    return [f"--{name}={value}" for name, value in named.items() if value] + list(resources.directives)
-
-
-def job_options(resources: Resources) -> list[str]:
-    """Return the options of a section's whole job: one task for workers, nodes x tasks for the training."""
-    if isinstance(resources, TrainingSection):
-        shape = [f"--nodes={resources.nodes}", f"--ntasks-per-node={resources.tasks_per_node}"]
-    else:
-        shape = ["--nodes=1", "--ntasks=1"]
-    return [*shape, *options(resources)]
+    return [*(f"--{name}={value}" for name, value in named.items() if value), *layout(section), *section.directives]
 
 
 def run(command: Sequence[str]) -> str:

@@ -272,31 +272,19 @@ def srun(section: TrainingSection, folder: Path, attempt: str) -> list[str]:
 def sbatch(section: TrainingSection, folder: Path, attempt: str) -> list[str]:
     """Return the command that submits the same srun, without staying."""
     log = str(folder / "train.log").replace("%", "%%")
-    inner = ["srun", *task_options(section), *step_options(folder, attempt)]
+    inner = ["srun", *slurm.layout(section), *step_options(folder, attempt)]
     batch = ["--parsable", "--no-requeue", f"--output={log}", "--open-mode=append", f"--wrap=exec {shlex.join(inner)}"]
     return ["sbatch", *job_options(section, folder, attempt), *batch]
 
 
 def job_options(section: TrainingSection, folder: Path, attempt: str) -> list[str]:
-    """Return the options of a job."""
+    """Return the options of a training's job."""
     return [
-        *slurm.options(section),
-        *task_options(section),
+        *slurm.job_options(section),
         f"--signal=USR1@{section.signal_seconds}",
         "--job-name=hubert-train",
         f"--comment={comment(folder, attempt)}",
         f"--chdir={PROJECT}",
-    ]
-
-
-def task_options(section: TrainingSection) -> list[str]:
-    """Return the options that lay out the processes."""
-    return [
-        f"--nodes={section.nodes}",
-        f"--ntasks={section.nodes * section.tasks_per_node}",
-        f"--ntasks-per-node={section.tasks_per_node}",
-        f"--cpus-per-task={section.cpus}",
-        *([f"--gpus-per-task={section.gpus}"] if section.gpus else []),
     ]
 
 

@@ -48,7 +48,7 @@ def test_a_wrong_setting_is_refused_with_its_key(content, key):
 
 
 def test_a_job_is_found_by_its_comment_from_its_wait_to_its_end(slurm):
-    wanted = [*commands.options(Resources(cpus=1, memory="100M", walltime="00:05:00")), "--comment=hubert | test"]
+    wanted = [*commands.job_options(Resources(cpus=1, memory="100M", walltime="00:05:00")), "--comment=hubert | test"]
     job_id = commands.run(["sbatch", "--parsable", "--hold", "--output=/dev/null", *wanted, "--wrap=sleep 300"]).strip()
     (job,) = commands.find_jobs(comment="hubert | test")
     assert (job.job_id, job.is_waiting, job.reason) == (job_id, True, "JobHeldUser")
