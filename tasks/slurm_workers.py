@@ -4,6 +4,9 @@ dask-jobqueue starts the scheduler here and writes the job script. What it does 
 cancelled or never started, so every few seconds `SlurmWorkers` compares three things: the jobs that it wants, the jobs that Slurm
 has, and the workers that have answered. What is lost is submitted anew, as long as there is work for it.
 
+Who reaches a Dask scheduler can run programs as its user. So scheduler and workers speak TLS only, with certificates that
+are made for this cluster and lie in the log folder, readable by the user alone, as long as it lasts.
+
 A job's comment begins with `hubert <id of the flow run at the top>`: by it jobs are found again and cancelled, whoever
 submitted them.
 """
@@ -20,6 +23,7 @@ from typing import Any
 
 from dask_jobqueue.slurm import SLURMCluster
 from distributed.deploy.cluster import Cluster
+from distributed.security import Security
 from prefect import get_run_logger, runtime
 
 from tasks.service_settings import service_folder
@@ -73,7 +77,12 @@ class SlurmWorkers(SLURMCluster):
             *job_options(section),
         ]
         super().__init__(
-            sbatch_options=options, config_name=CONFIG_NAME, name=f"hubert-{name}", **job_arguments(section)
+            sbatch_options=options,
+            config_name=CONFIG_NAME,
+            name=f"hubert-{name}",
+            security=Security.temporary(),
+            shared_temp_directory=str(self.logs),
+            **job_arguments(section),
         )
 
     # What flows ask ---------------------------------------------------------------------------------------------
