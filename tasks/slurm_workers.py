@@ -4,6 +4,9 @@ dask-jobqueue starts the scheduler here and writes the job script. What it does 
 cancelled or never started, so every few seconds `SlurmWorkers` compares three things: the jobs that it wants, the jobs that Slurm
 has, and the workers that have answered. What is lost is submitted anew, as long as there is work for it.
 
+Who reaches a Dask scheduler can run programs as its user. So scheduler and workers speak TLS only, with certificates that
+are made for this cluster and lie in the log folder, readable by the user alone, as long as it lasts.
+
 A job's comment begins with `hubert <id of the flow run at the top>`: by it jobs are found again and cancelled, whoever
 submitted them.
 """
@@ -14,12 +17,14 @@ import math
 import subprocess
 import time
 import uuid
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from dask_jobqueue.slurm import SLURMCluster
 from distributed.deploy.cluster import Cluster
+from distributed.security import Security
 from prefect import get_run_logger, runtime
 
 from tasks.service_settings import service_folder
@@ -61,7 +66,7 @@ class SlurmWorkers(SLURMCluster):
         self.failure = ""
         self._fruitless = 0
         self._first_answer: float | None = None
-        self._surplus_since: float | None = None
+        self._wishes: deque[tuple[float, int]] = deque()  # when, and how many jobs there was work for
         self._keeper: asyncio.Task[None] | None = None
         self._stop: asyncio.Event | None = None
         self.logs.mkdir(parents=True, exist_ok=True)
@@ -73,7 +78,12 @@ class SlurmWorkers(SLURMCluster):
             *job_options(section),
         ]
         super().__init__(
-            sbatch_options=options, config_name=CONFIG_NAME, name=f"hubert-{name}", **job_arguments(section)
+            sbatch_options=options,
+            config_name=CONFIG_NAME,
+            name=f"hubert-{name}",
+            security=Security.temporary(),
+            shared_temp_directory=str(self.logs),
+            **job_arguments(section),
         )
 
     # What flows ask ---------------------------------------------------------------------------------------------
@@ -188,17 +198,18 @@ class SlurmWorkers(SLURMCluster):
         self.trouble = text
 
     async def _scale(self, now: float) -> None:
-        """Submit what is missing, and give back what has had nothing to do for a while."""
+        """Submit what is missing, and give back what there has been no work for in all of the last `idle_seconds`."""
         wanted = 0 if self.failure else self._wanted(now)
-        if wanted >= len(self.worker_spec):
-            self._surplus_since = None
+        self._wishes.append((now, wanted))
+        while self._wishes[0][0] < now - self.section.idle_seconds:
+            self._wishes.popleft()
+        if wanted > len(self.worker_spec):
             while len(self.worker_spec) < wanted:
                 self.worker_spec.update(self.new_worker_spec())
             await self._correct_state()
-            return
-        self._surplus_since = self._surplus_since or now
-        if now - self._surplus_since >= self.section.idle_seconds:
-            await self._give_back(len(self.worker_spec) - wanted)
+        surplus = len(self.worker_spec) - max(number for _, number in self._wishes)
+        if surplus > 0:
+            await self._give_back(surplus)
 
     def _wanted(self, now: float) -> int:
         """Return the number of jobs that there is work for."""

@@ -20,7 +20,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.futures import PrefectFuture
 from prefect.states import Completed, Crashed
 from prefect.tasks import Task
-from prefect_dask.task_runners import DaskTaskRunner
+from prefect_dask.task_runners import DaskTaskRunner, PrefectDaskFuture
 
 from hubert.errors import ConfigError, DataError, TrainingCancelled, TrainingDiverged, TransientError
 from hubert.stage import Figures, Plan, Stage, group
@@ -199,12 +199,15 @@ def outcome(future: PrefectFuture[Any], patience: Patience) -> BaseException | N
     """
     patience.wait(future)
     try:
-        future.result()
+        future.result()  # the future keeps it
     except KilledWorker as error:
         mark_crashed(future, f"the Dask worker died several times while it ran this: {error}")
         return error
     except Exception as error:  # noqa: BLE001  (whatever the task raised is handed to the caller, who raises it)
         return error
+    finally:
+        if isinstance(future, PrefectDaskFuture):
+            future.wrapped_future.release()  # else Dask would run it again when the worker that holds the result is lost
     return None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import dask
 from dask_jobqueue.slurm import SLURMJob
 from distributed.core import Status
+from distributed.security import Security
 
 from tasks.slurm import SlurmUnreachable, cancel, run
 from tasks.slurm_settings import WorkerSection
@@ -57,9 +58,17 @@ dask.config.set(
 class WorkerJob(SLURMJob):
     """One job. Its options are given to sbatch as they are; a job that could not be submitted has a `problem` and no id."""
 
-    def __init__(self, *args: Any, sbatch_options: Sequence[str] = (), **kwargs: Any) -> None:
-        """Take the options beside dask-jobqueue's arguments."""
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        *args: Any,
+        sbatch_options: Sequence[str] = (),
+        security: Security | None = None,
+        worker_extra_args: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
+        """Take the options, and the files of the certificates, beside dask-jobqueue's arguments."""
+        extra = [*worker_extra_args, *_certificates(security)]  # dask-jobqueue would break at a space in a path
+        super().__init__(*args, worker_extra_args=extra, **kwargs)
         self.sbatch_options = list(sbatch_options)
         self.job_header = "\n".join(f"#SBATCH {shlex.quote(option)}" for option in sbatch_options)
         self.problem: Exception | None = None
@@ -83,6 +92,14 @@ class WorkerJob(SLURMJob):
                 await asyncio.to_thread(cancel, [self.job_id])
         self.status = Status.closed
         self._event_finished.set()
+
+
+def _certificates(security: Security | None) -> list[str]:
+    if security is None:
+        return []
+    files = security.get_tls_config_for_role("worker")
+    names = {"ca_file": "--tls-ca-file", "cert": "--tls-cert", "key": "--tls-key"}
+    return [word for name, option in names.items() for word in (option, shlex.quote(files[name]))]
 
 
 def job_arguments(section: WorkerSection) -> dict[str, Any]:

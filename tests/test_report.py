@@ -17,6 +17,7 @@ from hubert.paths import RunFolder, write_json
 from hubert.phone_classes import order_phones
 from hubert.recipe import build_recipe
 from hubert.report import ReportStage, summarise_run
+from hubert.status import read_folder
 
 PHONES = ["AA", "B", "IY", "M", "S", "SIL", "T", "V"]
 NUM_UNITS = 100
@@ -317,6 +318,20 @@ def test_a_run_without_items_and_alignments_has_a_report_that_says_so(tmp_path):
     assert (stage.folder / "report.html").read_text().count('<svg class="plot"') == 3
     _, text = summarise_run(RunFolder(tmp_path / "bare"))
     assert re.search(r"\nMFCC( +-){7}\n", text)
+
+
+def test_the_slurm_jobs_of_each_stage_are_listed_if_there_are_any(tmp_path):
+    stage = make_iteration(tmp_path / "site", 1)
+    units = json.loads((stage.stages["units"] / "done.json").read_text())
+    write_json(stage.stages["units"] / "done.json", units | {"jobs": ["17", "18"]})
+    write_json(stage.stages["train"] / "slurm.json", {"jobs": [{"job_id": "19"}]})
+    stage.run()
+    words = read((stage.folder / "report.html").read_text()).words
+    assert {"Slurm jobs", "17, 18", "19"} <= set(words)
+    assert [*read_folder(stage.stages["units"]).jobs, *read_folder(stage.stages["train"]).jobs] == ["17", "18", "19"]
+    elsewhere = make_iteration(tmp_path / "here", 1)
+    elsewhere.run()
+    assert "Slurm jobs" not in read((elsewhere.folder / "report.html").read_text()).words
 
 
 def test_figures_that_a_stage_did_not_write_are_dashes(tmp_path):

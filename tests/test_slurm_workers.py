@@ -1,6 +1,7 @@
 """Dask workers in the jobs of a real Slurm: what happens to the work when they are cancelled, killed, or never start."""
 
 import os
+import shlex
 import signal
 import time
 from datetime import UTC, datetime
@@ -181,6 +182,10 @@ def test_a_queue_that_never_starts_is_visible_and_cancelling_empties_it(environm
         run.wait_until(lambda: "is pending in partition main (BeginTime)" in run.log.read_text())
         jobs = slurm.jobs()
         assert len(jobs) == 2
+        batch = commands.run(["scontrol", "write", "batch_script", jobs[0], "-"])
+        words = shlex.split(batch[batch.index("/python") :])
+        assert "tls://" in batch  # who reaches the scheduler can run programs as its user
+        assert Path(words[words.index("--tls-key") + 1]).stat().st_mode & 0o077 == 0
         run.process.kill()
         run.process.wait()
         cancel_workers("another run")
