@@ -27,7 +27,7 @@ def run(iteration: Iteration) -> None:
     logged = stage.folder / LOGGED
     if not server or (was_done and logged.exists() and logged.read_text() == server):
         return
-    from tasks.tracking import log_evaluation  # as in tasks/train.py
+    from tasks.registry import log_evaluation  # as in tasks/train.py
 
     if log_evaluation(iteration):
         logged.write_text(server)
