@@ -11,6 +11,7 @@ from typing import Any, Literal
 from prefect import get_run_logger, runtime
 from prefect.flow_runs import pause_flow_run, suspend_flow_run
 from prefect.input import RunInput
+from prefect.utilities.urls import url_for
 from pydantic import Field, ValidationError, create_model
 
 from hubert.candidates import (
@@ -134,7 +135,7 @@ def _ask(number: int, candidates: list[Candidate], default: Pick, offered: str) 
             get_run_logger().info(
                 "Which checkpoint and layer does iteration %d cluster? Press Resume on %s and choose",
                 number,
-                runtime.flow_run.ui_url,
+                url_for("flow-run", runtime.flow_run.id),
             )
         try:
             return read_answer(wait_for(form, key), number, candidates)

@@ -16,13 +16,13 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from hubert.candidates import ALIAS, FORM, Candidate, Pick, list_candidates
-from hubert.errors import ConfigError, TransientError
+from hubert.errors import ConfigError, TransientError, first_line
 from hubert.origins import check_weights
 from hubert.outcome import Outcome
 from hubert.paths import RunFolder, read_json
 from hubert.pictures import draw_iteration
 from hubert.pipeline import Iteration
-from tasks.tracking import FOLDER_MARK, OUTAGE, Tracker, experiment_of, mark_of, tracker_of
+from tasks.tracking import FOLDER_MARK, OUTAGE, Tracker, experiment_of, mark_of
 
 BEST, TEACHER = "best", "teacher"
 SET_BY_SERVICE = "teacher_set_by_service"  # tag: versions that the service has put `teacher` on, the last one or two
@@ -34,22 +34,21 @@ SHOWN = 20  # names in an error
 # What an iteration ends with --------------------------------------------------------------------------------------
 
 
-def log_evaluation(iteration: Iteration) -> bool:
+def log_evaluation(iteration: Iteration, tracker: Tracker) -> str:
     """Catch up with the training's losses, then log checkpoints, scores, the choice and the report.
 
     Returns:
-        Whether MLflow has everything now; False if it did not answer (the files stay, and a rerun sends them).
+        The address of the page that compares the run's checkpoints.
+
+    Raises:
+        TransientError: MLflow did not take everything: the files stay, and another call sends what is missing.
     """
-    tracker = tracker_of(iteration)
-    if tracker is None:
-        return True
-    if not tracker.mirror():
-        return False
     try:
+        tracker.catch_up()
         _log_evaluation(iteration, tracker)
-    except OUTAGE:
-        return False
-    return True
+        return tracker.models_url()
+    except OUTAGE as error:
+        raise _silent(error) from error
 
 
 def _log_evaluation(iteration: Iteration, tracker: Tracker) -> None:
@@ -110,9 +109,14 @@ def register(
         tags = version_tags(candidate)
         version = versions.get(candidate.sha256)
         if version is None:
-            source = f"models:/{entries[candidate.sha256]}"
+            entry = entries[candidate.sha256]
             versions[candidate.sha256] = client.create_model_version(
-                model.name, source, tags=tags, description=f"`{candidate.checkpoint}`", await_creation_for=0
+                model.name,
+                f"models:/{entry}",
+                tags=tags,
+                description=f"`{candidate.checkpoint}`",
+                await_creation_for=0,
+                model_id=entry,
             )
             continue
         for name, value in tags.items():
@@ -330,4 +334,4 @@ def _pick_of_entry(client: MlflowClient, model_id: str, layer: int | None, what:
 
 
 def _silent(error: Exception) -> TransientError:
-    return TransientError(f"MLflow does not answer ({error}); `hubert up` starts it, and the same command goes on")
+    return TransientError(f"MLflow does not answer, or refuses: {first_line(error)}")

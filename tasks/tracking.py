@@ -21,6 +21,7 @@ from mlflow.entities import LifecycleStage, LoggedModel, Metric, Param, RunTag, 
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from prefect import runtime
+from prefect.utilities.urls import url_for
 from requests.exceptions import RequestException
 
 from hubert.candidates import Candidate
@@ -85,14 +86,15 @@ class Tracker:
     def mirror(self) -> bool:
         """Send the lines of metrics.jsonl that MLflow does not have; False if it did not answer (try again later)."""
         try:
-            self._mirror()
+            self.catch_up()
         except OUTAGE:
             self.behind, self._sent = True, None
             return False
         self.behind = False
         return True
 
-    def _mirror(self) -> None:
+    def catch_up(self) -> None:
+        """Do what `mirror` does; one of OUTAGE is raised if MLflow does not answer."""
         lines = read_lines(self.stage.folder / "metrics.jsonl")
         client, (_, run_id) = self.client, self.ids()
         if self._sent is None:
@@ -276,9 +278,8 @@ def tracker_of(iteration: Iteration) -> Tracker | None:
 
 def prefect_address() -> str:
     """Return the address of the page of the iteration's flow run; empty outside of one."""
-    own, above = runtime.flow_run.id, runtime.flow_run.parent_flow_run_id
-    address = str(runtime.flow_run.ui_url or "") if own else ""
-    return address.replace(str(own), str(above or own))
+    flow_run = runtime.flow_run.parent_flow_run_id or runtime.flow_run.id
+    return (url_for("flow-run", flow_run) if flow_run else "") or ""
 
 
 def is_configured() -> bool:
