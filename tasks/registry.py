@@ -29,6 +29,7 @@ SET_BY_SERVICE = "teacher_set_by_service"  # tag: versions that the service has 
 ANSWERED_LAYER = "teacher_layer"  # tag VERSION:LAYER: the layer that a person named together with the version
 MODEL_URI = re.compile(r"models:/(?P<name>[^/@:]+)(@(?P<alias>[^/@:]+)|/(?P<version>\d+))?")
 SHOWN = 20  # names in an error
+ATTEMPTS = 3  # to log an evaluation; each one sends only what is missing
 
 
 # What an iteration ends with --------------------------------------------------------------------------------------
@@ -43,12 +44,15 @@ def log_evaluation(iteration: Iteration, tracker: Tracker) -> str:
     Raises:
         TransientError: MLflow did not take everything: the files stay, and another call sends what is missing.
     """
-    try:
-        tracker.catch_up()
-        _log_evaluation(iteration, tracker)
-        return tracker.models_url()
-    except OUTAGE as error:
-        raise _silent(error) from error
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            tracker.catch_up()
+            _log_evaluation(iteration, tracker)
+            break
+        except OUTAGE as error:
+            if attempt == ATTEMPTS:
+                raise _silent(error) from error
+    return tracker.models_url()
 
 
 def _log_evaluation(iteration: Iteration, tracker: Tracker) -> None:

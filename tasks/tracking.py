@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.entities import LifecycleStage, LoggedModel, Metric, Param, RunTag, ViewType
+from mlflow.entities import LifecycleStage, LoggedModel, LoggedModelStatus, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from prefect import runtime
@@ -30,8 +30,9 @@ from hubert.pipeline import Iteration
 from hubert.stage import digest
 from hubert.train import TrainStage
 
-# A server that is down must be noticed in seconds: mirroring catches up later.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+# A server that is down must be noticed in seconds: mirroring catches up later. And a request whose answer was lost must not
+# be sent again blindly, or what it makes is there twice: the next call looks first.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 BATCH = 1000  # MLflow's own limit of metrics per request
@@ -133,6 +134,8 @@ class Tracker:
         now = int(1000 * time.time())
         for row in rows:
             model = known.get(row["sha256"]) or self._create_entry(row, experiment_id, run_id)
+            if model.status != LoggedModelStatus.READY:  # the answer to the last of its requests was lost
+                self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
             known[row["sha256"]] = model
             candidate = offered[row["sha256"]]
             tags = {"layer": str(candidate.layer), "layer_why": candidate.why}
