@@ -10,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 from hubert.errors import ConfigError
 from hubert.paths import RunFolder, demo_corpus_folder, find_recipe
 from hubert.recipe import read_recipe
-from hubert.resolve import Resolved, first_unfinished, resolve
+from hubert.resolve import Resolved, check_number, first_unfinished, resolve
 from tasks.choose import Choose, settle_teacher
 from tasks.stage import RETRIES
 
@@ -28,7 +28,9 @@ def settle(run: str, recipe: str, data: str, *, choose: Choose = "auto", **wishe
     if runtime.flow_run.run_count > 1 and record.exists():
         get_run_logger().info("This run was tried before: its settings are read from %s", record)
         return Resolved.load(record)
-    number = wishes.pop("iteration", None) or first_unfinished(folder)
+    wished = wishes.pop("iteration", None)
+    number = first_unfinished(folder) if wished is None else wished
+    check_number(number)
     pick = settle_teacher(folder, number, wishes.get("teacher", ""), wishes.get("layer"), choose)
     data = data or corpus_of(recipe, wishes.get("overrides"))
     resolved = resolve(run, recipe, data, iteration=number, pick=pick, **wishes)
