@@ -108,6 +108,12 @@ def add_service_commands(commands: "argparse._SubParsersAction[cli.Parser]") -> 
     )
     run.add_argument("--extend", action="store_true", help="let finished trainings go on to more steps")
     run.add_argument(
+        "--choose",
+        choices=("auto", "ask"),
+        default="auto",
+        help="ask: pause between iterations until somebody chooses the teacher in the Prefect UI (default: %(default)s)",
+    )
+    run.add_argument(
         "--folder", type=Path, help="the service's data (default: HUBERT_SERVICE, else .service in the project)"
     )
     run.set_defaults(handler=run_pretraining)
@@ -227,6 +233,7 @@ def run_pretraining(args: argparse.Namespace) -> int:
     overrides = dict(parse_override(text) for text in args.set)
     parameters = build_parameters(args.run, args.recipe, args.data, args.cluster, overrides)
     parameters |= {"extend": True} if args.extend else {}
+    parameters |= {"choose": args.choose} if args.choose != "auto" else {}
     settings = service_settings(args)
     health = service.status(settings)
     if health[service.PREFECT] != "answers" or health[service.WORKER] != "runs":

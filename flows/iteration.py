@@ -9,6 +9,7 @@ from flows.label import label
 from flows.training import training
 from hubert.outcome import Outcome
 from tasks import resolve, train
+from tasks.choose import Choose
 from tasks.cluster import cancel_jobs, task_runner
 from tasks.preflight import check_cluster
 
@@ -27,6 +28,7 @@ def hubert_iteration(
     teacher: str = "",
     layer: int | None = None,
     cluster: str = "local",
+    choose: Choose = "auto",
     overrides: dict[str, Any] | None = None,
     *,
     extend: bool = False,
@@ -39,15 +41,26 @@ def hubert_iteration(
         data: Folder of audio (or archive, or manifest). Empty: the recipe's own corpus, if it makes one.
         iteration: Number of the iteration, from 1. Empty: the first one that is not finished; after the recipe's last
             one that is one more, with the settings of the last.
-        teacher: Checkpoint (folder, file, Hub id, URL) whose layer is clustered. Empty: MFCC, or what iteration - 1 chose.
-        layer: Layer of the teacher, from 1. Empty: the layer that the last iteration chose.
+        teacher: Checkpoint whose layer is clustered: models:/NAME@teacher or models:/NAME/3 (MLflow), RUN/it1 or
+            RUN/it1/step-00000400 (a run's), a folder, a file, a Hub id or a URL. Empty: MFCC, or the version that a person
+            gave the alias `teacher` in MLflow, else what iteration - 1 chose.
+        layer: Layer of the teacher, from 1. Empty: the one that its run chose.
         cluster: Name of a file in deployments/clusters, or a path: where the work runs.
+        choose: auto: go on with that teacher. ask: pause, and offer the checkpoints and layers with their scores in a form.
         overrides: Settings that win over the recipe, such as {"train": {"steps": 500}}.
         extend: Continue a finished training to more steps.
     """
     check_cluster(cluster)
     resolved = resolve.settle(
-        run, recipe, data, iteration=iteration, teacher=teacher, layer=layer, overrides=overrides, extend=extend
+        run,
+        recipe,
+        data,
+        iteration=iteration,
+        teacher=teacher,
+        layer=layer,
+        choose=choose,
+        overrides=overrides,
+        extend=extend,
     )
     label.with_options(task_runner=task_runner(cluster, "extraction"))(resolved, cluster)
     training(resolved, cluster)

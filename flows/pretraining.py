@@ -13,6 +13,7 @@ from prefect import flow
 
 from flows.iteration import hubert_iteration
 from tasks import report, resolve, train
+from tasks.choose import Choose, ask_before
 from tasks.cluster import cancel_jobs
 from tasks.preflight import check_cluster
 
@@ -28,6 +29,7 @@ def hubert_pretraining(
     recipe: str = "demo",
     data: str = "",
     cluster: str = "local",
+    choose: Choose = "auto",
     overrides: dict[str, Any] | None = None,
     *,
     extend: bool = False,
@@ -39,10 +41,13 @@ def hubert_pretraining(
         recipe: Name of a recipe in deployments/recipes, or a path to a TOML file: the science.
         data: Folder of audio (or archive, or manifest). Empty: the recipe's own corpus, if it makes one.
         cluster: Name of a file in deployments/clusters, or a path: where the work runs.
+        choose: auto: go on by itself. ask: pause between iterations, and offer the checkpoints and layers with their scores in
+            a form.
         overrides: Settings that win over the recipe, such as {"train": {"steps": 500}}.
         extend: Continue finished trainings to more steps.
     """
     check_cluster(cluster)
     for number in resolve.iterations(recipe, overrides):
-        hubert_iteration(run, recipe, data, iteration=number, cluster=cluster, overrides=overrides, extend=extend)
+        ask_before(run, number, choose)
+        hubert_iteration(run, recipe, data, number, cluster=cluster, choose=choose, overrides=overrides, extend=extend)
     return report.summarise(run)

@@ -252,10 +252,12 @@ def do(stage: "Stage", run: "Callable[[Any], Any] | None" = None) -> None:
 
 def run_report(iteration: "Iteration") -> None:
     """Choose checkpoint and layer, write the report of the iteration and of the run, and print the comparison."""
+    from hubert.candidates import list_candidates, save_candidates
     from hubert.report import summarise_run
 
     outcome = iteration.outcome()
     do(iteration.report)
+    save_candidates(iteration.folder, iteration.number, list_candidates(iteration))
     outcome.save(iteration.folder)  # last: an iteration with an outcome is finished
     path, text = summarise_run(iteration.folder)
     print(f"\n{text}\nchosen: step {outcome.step:,}, layer {outcome.layer}: {outcome.why}\nreport: {path}")

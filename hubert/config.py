@@ -265,6 +265,14 @@ class QualitySettings(Section):
     max_hours: float = setting(10.0, "at most this much aligned audio is compared, in hours", gt=0)
 
 
+class TrackingSettings(Section):
+    """What MLflow gets beside figures. Nothing here enters a stage's key."""
+
+    upload: bool = setting(
+        False, "copy each checkpoint's weights to MLflow's artifacts; false: refer to its folder", affects=False
+    )
+
+
 SECTIONS: dict[str, type[Section]] = {
     "data": DataSettings,
     "features": FeatureSettings,
@@ -274,6 +282,7 @@ SECTIONS: dict[str, type[Section]] = {
     "validate": ValidateSettings,
     "abx": ABXSettings,
     "quality": QualitySettings,
+    "tracking": TrackingSettings,
 }
 
 

@@ -5,8 +5,10 @@
         it1/
             features-…/ kmeans-…/ units-…/ train-…/ validate-…/ abx-…/ quality-…/ report-…/
             outcome.json              the checkpoint and layer that the iteration ends with, and why
+            checkpoints.json          all checkpoints that the next iteration may start from
         it2/…
-            choice.json               what this iteration started from, settled once
+            choice.json               what this iteration started from, who chose it and why, settled once
+            answer.json               what a person answered when `hubert-pretraining` asked
             resolved.toml             its settings, of the newest start; the command line goes on with them
         resolved/<attempt>.toml       what each start of a flow was asked to do
 
@@ -90,6 +92,14 @@ class RunFolder:
     def outcome(self, number: int) -> Path:
         """Return the file that says which checkpoint and layer an iteration ends with."""
         return self.iteration(number) / "outcome.json"
+
+    def candidates(self, number: int) -> Path:
+        """Return the file with the checkpoints of an iteration that the next one may start from."""
+        return self.iteration(number) / "checkpoints.json"
+
+    def answer(self, number: int) -> Path:
+        """Return the file with what a person answered when asked for the teacher of an iteration."""
+        return self.iteration(number) / "answer.json"
 
     def choice(self, number: int) -> Path:
         """Return the file that says which teacher an iteration started from."""

@@ -182,8 +182,9 @@ def _superseded(folder: RunFolder, current: set[Path]) -> Iterator[Removal]:
 
 def _references(runs: Path) -> Iterator[Path]:
     """Give every checkpoint and codebook that an outcome or the settings of any run in the same place name."""
-    for path in (*runs.glob("*/it*/outcome.json"), *runs.glob("*/it*/choice.json")):
+    for path in (*runs.glob("*/it*/outcome.json"), *runs.glob("*/it*/choice.json"), *runs.glob("*/it*/answer.json")):
         content = read_json(path) or {}
+        content = content.get("pick", content)  # of an answer
         yield Path(content.get("checkpoint") or content.get("source", {}).get("checkpoint") or "/")
     for path in runs.glob("*/it*/resolved.toml"):
         settings = tomllib.loads(path.read_text())

@@ -26,6 +26,7 @@ from hubert.config import (
     KMeansSettings,
     QualitySettings,
     Section,
+    TrackingSettings,
     TrainSettings,
     UnitSettings,
     ValidateSettings,
@@ -54,6 +55,7 @@ class IterationSettings(Section):
     validation: ValidateSettings = Field(default=ValidateSettings(), alias="validate")
     abx: ABXSettings = ABXSettings()
     quality: QualitySettings = QualitySettings()
+    tracking: TrackingSettings = TrackingSettings()
 
     @model_validator(mode="after")
     def _size_exists(self) -> Self:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hubert.candidates import FORM
 from hubert.demo import build_demo_corpus
 from hubert.errors import ConfigError
 from hubert.features import FeatureSource
@@ -84,10 +85,11 @@ def settle(wishes: Wishes) -> Resolved:
 
 def _change(remembered: Resolved, recipe: Recipe, wishes: Wishes) -> Resolved:
     """Change single things of an iteration that was begun; its teacher stays."""
-    source, chosen = FeatureSource(**remembered.source), remembered.chosen
+    source, chosen, chosen_by = FeatureSource(**remembered.source), remembered.chosen, remembered.chosen_by
     if not source.is_mfcc:
         layer = source.layer if wishes.layer is None else wishes.layer
-        chosen = chosen if layer == source.layer else f"given: layer {layer}"
+        if layer != source.layer:
+            chosen, chosen_by = f"given: layer {layer}", FORM
         features = recipe.iteration(remembered.number).features
         source = FeatureSource.of_layer(Path(source.checkpoint), source.sha256, layer, features, name=source.name)
     elif wishes.layer is not None:
@@ -99,7 +101,8 @@ def _change(remembered: Resolved, recipe: Recipe, wishes: Wishes) -> Resolved:
         raise ConfigError(
             f"data {str(data)!r}: expected a folder of audio, an archive or a manifest; it does not exist"
         )
-    changes: dict[str, Any] = {"recipe": recipe, "data": str(data), "source": vars(source), "chosen": chosen}
+    changes: dict[str, Any] = {"recipe": recipe, "data": str(data), "source": vars(source)}
+    changes |= {"chosen": chosen, "chosen_by": chosen_by}
     settings = recipe.iteration(remembered.number)
     changes["init"] = settle_init(settings.train, remembered.init)
     changes["codebook"] = settle_codebook(settings.kmeans, source, data, remembered.codebook)

@@ -12,6 +12,7 @@ from typing import Any
 import tomli_w
 from pydantic import Field
 
+from hubert.candidates import FORM, SERVICE, Pick, default_pick, find_run_checkpoint
 from hubert.config import KMeansSettings, Section
 from hubert.errors import ConfigError
 from hubert.features import FeatureSource
@@ -33,6 +34,7 @@ class Resolved(Section):
     recipe_name: str
     source: dict[str, Any]
     chosen: str
+    chosen_by: str = SERVICE
     init: dict[str, Any] = Field(default_factory=dict)
     codebook: dict[str, str] = Field(default_factory=dict)
     extend: bool = False
@@ -52,7 +54,8 @@ class Resolved(Section):
         """Write down in the run's folder what this iteration does, and what it starts from."""
         folder = RunFolder(Path(self.run))
         self.save(folder.settings(self.number))
-        write_json(folder.choice(self.number), {"source": self.source, "why": self.chosen})
+        choice = {"source": self.source, "why": self.chosen, "by": self.chosen_by}
+        write_json(folder.choice(self.number), choice)
 
     @classmethod
     def load(cls, path: Path) -> "Resolved":
@@ -71,6 +74,7 @@ def resolve(
     overrides: Mapping[str, Any] | None = None,
     extend: bool = False,
     settings: Recipe | None = None,
+    pick: Pick | None = None,
 ) -> Resolved:
     """Settle what an iteration will do, before anything starts.
 
@@ -79,12 +83,14 @@ def resolve(
         recipe: name or path of the recipe.
         data: the data folder (or audio folder, archive, manifest).
         iteration: number from 1; None: the first one that is not finished.
-        teacher: checkpoint whose layer is clustered: its folder or file, a Hugging Face id or a URL; empty: the previous
-            iteration's outcome (MFCC in iteration 1). With one, no earlier iteration is needed.
-        layer: layer of the teacher, from 1; None: the one that the previous iteration chose.
+        teacher: checkpoint whose layer is clustered: `RUN/it1`, `RUN/it1/step-00000400`, its folder or file, a Hugging Face
+            id or a URL; empty: the previous iteration's outcome (MFCC in iteration 1). With one, no earlier iteration is
+            needed.
+        layer: layer of the teacher, from 1; None: the one that the teacher's run chose.
         overrides: settings that win over the recipe.
         extend: continue a finished training to more steps.
         settings: the recipe's content where it is known already (with the overrides); then no file is read.
+        pick: a checkpoint that was looked up already, in the place of `teacher`.
 
     Raises:
         ConfigError: a setting, the data, the teacher or the previous iteration's outcome is missing or contradictory.
@@ -97,7 +103,7 @@ def resolve(
     number = first_unfinished(folder) if iteration is None else iteration
     check_number(number)
     own = settings.iteration(number)
-    source, chosen = choose_source(folder, number, own, teacher=teacher, layer=layer)
+    source, chosen, chosen_by = choose_source(folder, number, own, teacher=teacher, layer=layer, pick=pick)
     before = Resolved.load(folder.settings(number)) if folder.settings(number).exists() else None
     resolved = Resolved(
         run=str(folder.root),
@@ -107,6 +113,7 @@ def resolve(
         recipe_name=recipe,
         source=vars(source),
         chosen=chosen,
+        chosen_by=chosen_by,
         init=settle_init(own.train, before.init if before else None),
         codebook=settle_codebook(own.kmeans, source, location, before.codebook if before else None),
         extend=extend,
@@ -164,29 +171,48 @@ def settle_codebook(
 
 
 def choose_source(
-    folder: RunFolder, number: int, settings: IterationSettings, *, teacher: str, layer: int | None
-) -> tuple[FeatureSource, str]:
-    """Settle what an iteration clusters, and say why: a given teacher, the previous outcome, or MFCC."""
-    if teacher:
-        if layer is None:
-            raise ConfigError(
-                f"teacher {teacher!r} was given without `layer`: say which of its layers is clustered, from 1"
-            )
-        origin = find_origin(teacher, "teacher")
-        source = FeatureSource.of_layer(
-            Path(origin.checkpoint), origin.sha256, layer, settings.features, name=origin.name
-        )
-        return source, "given: teacher and layer"
-    if number == 1:
+    folder: RunFolder,
+    number: int,
+    settings: IterationSettings,
+    *,
+    teacher: str,
+    layer: int | None,
+    pick: Pick | None = None,
+) -> tuple[FeatureSource, str, str]:
+    """Settle what an iteration clusters, and say why and who chose: a given teacher, the previous outcome, or MFCC."""
+    if pick is None and teacher:
+        pick = find_run_checkpoint(teacher)
+    if pick is None and teacher:
+        pick = find_given(teacher, layer)
+    if pick is None and number == 1:
         if layer is not None:
             raise ConfigError(f"layer {layer} was given for iteration 1 without a teacher; iteration 1 clusters MFCCs")
-        return FeatureSource(), "iteration 1 starts from MFCC"
-    outcome = read_outcome(folder, number - 1)
-    if outcome is None:
+        return FeatureSource(), "iteration 1 starts from MFCC", SERVICE
+    if pick is None:
+        pick = default_pick(folder, number - 1)
+    taken = pick.with_layer(layer)
+    source = FeatureSource.of_layer(
+        Path(taken.checkpoint), taken.sha256, taken.layer, settings.features, name=taken.name
+    )
+    return source, taken.why, pick.by if taken == pick else FORM
+
+
+def find_given(teacher: str, layer: int | None) -> Pick:
+    """Look up a teacher that is no checkpoint of a run by its name: a folder, a file, a Hugging Face id or a URL.
+
+    Raises:
+        ConfigError: there is no such model, or the layer was not given.
+    """
+    if teacher.startswith("models:/"):
         raise ConfigError(
-            f"iteration {number} of {folder.root} needs a teacher, and iteration {number - 1} is not finished; "
-            f"run iteration {number - 1} first, or give `teacher` and `layer`"
+            f"teacher {teacher!r} is an entry of MLflow, which only the flows ask (`hubert-iteration` in the Prefect UI, or "
+            "`prefect deployment run hubert-iteration -p teacher=...`). For a command give the path that stands as "
+            "`checkpoint_path` on the entry's page, or RUN/it1/step-00000400"
         )
-    why = outcome.why if layer is None else f"given: layer {layer}"
-    chosen = outcome.layer if layer is None else layer
-    return FeatureSource.of_layer(Path(outcome.checkpoint), outcome.sha256, chosen, settings.features), why
+    if layer is None:
+        raise ConfigError(
+            f"teacher {teacher!r} was given without `layer`: say which of its layers is clustered, from 1. Without one it "
+            "has to be a checkpoint that a run validated: RUN/it1, RUN/it1/step-00000400"
+        )
+    origin = find_origin(teacher, "teacher")
+    return Pick(origin.checkpoint, origin.sha256, layer, f"given: {teacher}", FORM, name=origin.name)

@@ -3,8 +3,9 @@
 import os
 
 from prefect import get_run_logger, task
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
+from hubert.errors import TransientError
 from hubert.paths import RunFolder
 from hubert.pipeline import Iteration
 from hubert.report import is_summarised, summarise_run
@@ -27,12 +28,18 @@ def run(iteration: Iteration) -> None:
     logged = stage.folder / LOGGED
     if not server or (was_done and logged.exists() and logged.read_text() == server):
         return
-    from tasks.tracking import log_evaluation  # as in tasks/train.py
+    from tasks.registry import log_evaluation  # as in tasks/train.py
+    from tasks.tracking import tracker_of
 
-    if log_evaluation(iteration):
-        logged.write_text(server)
+    if (tracker := tracker_of(iteration)) is None:
+        return
+    try:
+        address = log_evaluation(iteration, tracker)
+    except TransientError as error:
+        get_run_logger().warning("%s. Run this again when it answers, and it gets all that it misses", error)
     else:
-        get_run_logger().warning("MLflow does not answer; run this again when it does, and it gets all that it misses")
+        create_link_artifact(address, key=f"it{iteration.number}-checkpoints", link_text="checkpoints in MLflow")
+        logged.write_text(server)
 
 
 def summarise(run: str) -> str:

@@ -10,12 +10,15 @@ from prefect.artifacts import create_markdown_artifact
 from hubert.errors import ConfigError
 from hubert.paths import RunFolder, demo_corpus_folder, find_recipe
 from hubert.recipe import read_recipe
-from hubert.resolve import Resolved, resolve
+from hubert.resolve import Resolved, check_number, first_unfinished, resolve
+from tasks.choose import Choose, settle_teacher
 from tasks.stage import RETRIES
 
 
-def settle(run: str, recipe: str, data: str, **wishes: Any) -> Resolved:
+def settle(run: str, recipe: str, data: str, *, choose: Choose = "auto", **wishes: Any) -> Resolved:
     """Resolve the wishes of the surrounding flow run, or read what its first attempt resolved.
+
+    With `choose = "ask"` it asks a person which checkpoint and layer are clustered, unless `teacher` says so.
 
     Raises:
         ConfigError: something asked for does not exist or contradicts itself; nothing was started.
@@ -25,7 +28,12 @@ def settle(run: str, recipe: str, data: str, **wishes: Any) -> Resolved:
     if runtime.flow_run.run_count > 1 and record.exists():
         get_run_logger().info("This run was tried before: its settings are read from %s", record)
         return Resolved.load(record)
-    resolved = resolve(run, recipe, data or corpus_of(recipe, wishes.get("overrides")), **wishes)
+    wished = wishes.pop("iteration", None)
+    number = first_unfinished(folder) if wished is None else wished
+    check_number(number)
+    pick = settle_teacher(folder, number, wishes.get("teacher", ""), wishes.get("layer"), choose)
+    data = data or corpus_of(recipe, wishes.get("overrides"))
+    resolved = resolve(run, recipe, data, iteration=number, pick=pick, **wishes)
     resolved.save(record)
     resolved.remember()
     create_markdown_artifact(

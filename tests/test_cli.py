@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 
 from hubert import cli
+from hubert.candidates import read_candidates
 from hubert.config import SECTIONS, KMeansSettings
 from hubert.errors import ConfigError, DataError, HubertError, TrainingDiverged, TransientError
 from hubert.features import FeatureSource
@@ -61,6 +62,12 @@ def test_report_writes_the_outcome_and_prints_the_comparison(finished):
     assert f"chosen: step 12, layer 1: {outcome.why}" in said["report"]
     assert "MFCC" in said["report"]
     assert (Path(run) / "report.html").exists()
+    candidates = read_candidates(RunFolder.of(run), 1)
+    assert [candidate.step for candidate in candidates] == [4, 8, 12]
+    assert (candidates[-1].sha256, candidates[-1].why) == (outcome.sha256, outcome.why)
+    assert all(
+        candidate.why == f"its layers were not scored; as for step 12: {outcome.why}" for candidate in candidates[:2]
+    )
 
 
 def test_a_finished_stage_is_found_and_not_done_again(finished):

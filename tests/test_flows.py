@@ -8,8 +8,9 @@ import mlflow
 import polars as pl
 import pytest
 
-from hubert.paths import read_json
+from hubert.paths import RunFolder, read_json
 from hubert.split import select_sample
+from tasks.registry import find_registered
 from tasks.service_settings import environment as service_environment
 from tests.flow_runs import ITERATION, PRETRAINING, finished_folders, kill_flow_when, run_flow, task_runs
 from tests.outputs import assert_equal_runs
@@ -113,7 +114,8 @@ def name_outside_the_sample(folder, fraction):
 
 def test_the_losses_of_each_training_and_every_checkpoint_are_in_mlflow_once(finished, service):
     mlflow.set_tracking_uri(service.settings.mlflow_url)
-    experiment = mlflow.get_experiment_by_name(finished.name)
+    client = mlflow.MlflowClient()
+    (experiment,) = client.search_experiments(filter_string=f"tags.run = '{finished}'")
     runs = mlflow.search_runs([experiment.experiment_id], output_format="list")
     assert {run.info.run_name for run in runs} == {"it1/train", "it2/train"}
     for run in runs:
@@ -124,6 +126,17 @@ def test_the_losses_of_each_training_and_every_checkpoint_are_in_mlflow_once(fin
         )
         assert sorted(model.params["step"] for model in models) == ["12", "4", "8"]
         assert all({"masked_loss", "masked_accuracy"} <= {metric.key for metric in model.metrics} for model in models)
+        scored = [model for model in models if "abx_across_best_layer" in {metric.key for metric in model.metrics}]
+        registered = find_registered(client, RunFolder(finished), int(run.data.tags["iteration"]))
+        best = client.get_model_version_by_alias(registered.name, "best")
+        assert [f"models:/{model.model_id}" for model in scored] == [best.source]
+        paths = {file.path for file in client.list_artifacts(run.info.run_id)}
+        assert {"report.html", "report.json", "resolved.toml", "choice.json", "plots"} == paths
+        plots = {file.path for file in client.list_artifacts(run.info.run_id, "plots")}
+        assert {"plots/loss.svg", "plots/abx.svg", "plots/heat.svg"} <= plots
+        assert (
+            f"/runs/flow-run/{run.data.tags['prefect_run'].rpartition('/')[2]}" in run.data.tags["mlflow.note.content"]
+        )
 
 
 @pytest.mark.timeout(900)

@@ -325,6 +325,9 @@ def test_old_settings_go_only_when_asked_for_and_never_what_somebody_points_to(f
     choice = root.parent / "other" / "it1" / "choice.json"
     choice.parent.mkdir(parents=True)
     choice.write_text(json.dumps({"source": {"checkpoint": str(teacher / "step-00000012")}}))
+    answered = root / "it1" / "train-cafecafe"  # likewise, but that iteration has not been started yet
+    shutil.copytree(fresh(finished).train.folder, answered)
+    choice.with_name("answer.json").write_text(json.dumps({"pick": {"checkpoint": str(answered / "step-00000012")}}))
 
     assert not any(one.kind == "old" for one in find_prunable(finished).removals)
     found = find_prunable(finished, old=True)

@@ -1,0 +1,15 @@
+"""The beginning of an iteration 2: who chooses its teacher, and what is written down; no stage is run."""
+
+from prefect import flow
+
+from tasks.choose import Choose, ask_before
+from tasks.resolve import settle
+
+
+@flow(name="asking")
+def asking(
+    run: str, recipe: str, data: str, choose: Choose = "auto", teacher: str = "", layer: int | None = None
+) -> None:
+    """Ask as hubert-pretraining does, then settle as hubert-iteration does."""
+    ask_before(run, 2, choose)
+    settle(run, recipe, data, iteration=2, choose=choose, teacher=teacher, layer=layer)

@@ -1,0 +1,105 @@
+"""Naming a teacher by what a run left on disk, without any server."""
+
+import pytest
+
+from hubert.candidates import (
+    ANSWER,
+    FORM,
+    SERVICE,
+    LayerScores,
+    Pick,
+    find_run_checkpoint,
+    pick_of,
+    read_candidates,
+)
+from hubert.config import FeatureSettings
+from hubert.errors import ConfigError
+from hubert.recipe import IterationSettings
+from hubert.resolve import choose_source
+from tests.offered import write_offered
+
+SETTINGS = IterationSettings(features=FeatureSettings())
+
+
+@pytest.fixture
+def offered(tmp_path, monkeypatch):
+    monkeypatch.setenv("HUBERT_RUNS", str(tmp_path / "runs"))
+    return write_offered(tmp_path / "runs" / "mine")
+
+
+def choose(offered, **wishes):
+    wishes = {"teacher": "", "layer": None, **wishes}
+    return choose_source(offered.folder, 2, SETTINGS, **wishes)
+
+
+def test_a_runs_iteration_stands_for_what_it_chose_and_a_step_for_that_checkpoint(offered):
+    best, first = offered.candidates[-1], offered.candidates[0]
+    for name, wanted in (("mine/it1", best), ("mine/it1/step-00000004", first), ("mine/it1/step-4", first)):
+        source, why, by = choose(offered, teacher=name)
+        assert (source.checkpoint, source.sha256, source.layer) == (wanted.checkpoint, wanted.sha256, 2)
+        assert f"step {wanted.step} of iteration 1" in why
+        assert by == FORM
+    assert choose(offered, teacher=f"{offered.folder.root}/it1/")[0] == choose(offered, teacher="mine/it1")[0]
+
+
+def test_the_layer_of_the_form_wins_and_the_choice_says_so(offered):
+    for teacher in ("mine/it1/step-00000004", ""):
+        source, why, by = choose(offered, teacher=teacher, layer=1)
+        assert (source.layer, by) == (1, FORM)
+        assert why.endswith("layer 1: as was given")
+    source, why, by = choose(offered)
+    assert (source.layer, by) == (2, SERVICE)
+    assert why.endswith("layer 2: lowest ABX")
+
+
+def test_what_somebody_picked_wins_over_the_outcome(offered):
+    pick = pick_of(offered.candidates[0], 1, ANSWER, "a person answered: step 4")
+    source, why, by = choose(offered, pick=pick)
+    assert (source.checkpoint, by) == (offered.candidates[0].checkpoint, ANSWER)
+    assert why == "a person answered: step 4; layer 2: its layers were not scored"
+    assert choose(offered, pick=pick, layer=1)[2] == FORM
+
+
+@pytest.mark.parametrize(
+    ("teacher", "layer", "message"),
+    [
+        ("mine/it1/step-00000005", None, r"step-00000004, step-00000008, step-00000012"),
+        ("mine/it3", None, r"has no iteration 3; it has it1"),
+        ("yours/it1/step-00000004", None, r"there is no run .*yours; runs in .*: mine"),
+        ("mine/it1", 3, r"layer 3: .* has layers 1 to 2"),
+        ("models:/mine-it1@teacher", None, r"is an entry of MLflow, which only the flows ask"),
+        ("/no/such/folder", None, r"was given without `layer`"),
+        ("/no/such/folder", 2, r"does not exist"),
+    ],
+)
+def test_a_teacher_that_is_not_there_is_refused_with_what_there_is(offered, teacher, layer, message):
+    with pytest.raises(ConfigError, match=message):
+        choose(offered, teacher=teacher, layer=layer)
+
+
+def test_an_iteration_that_is_not_finished_offers_nothing_and_says_what_to_do(offered):
+    offered.folder.candidates(1).unlink()
+    with pytest.raises(ConfigError, match=r"not finished\. Fix: run iteration 1"):
+        find_run_checkpoint("mine/it1/step-00000004")
+    offered.folder.outcome(1).unlink()
+    for teacher in ("mine/it1", ""):
+        with pytest.raises(ConfigError, match="not finished"):
+            choose(offered, teacher=teacher)
+
+
+def test_candidates_are_read_as_they_were_written(offered):
+    assert read_candidates(offered.folder, 1) == offered.candidates
+    assert offered.candidates[-1].best_layer == LayerScores(2, 10.0, 20.0, 0.2)
+    assert offered.candidates[0].best_layer is None
+
+
+def test_names_of_other_kinds_are_left_to_others(offered):
+    for name in ("facebook/hubert-base-ls960", "https://host/it1.pt", "nobody/it1", str(offered.stage.folder)):
+        assert find_run_checkpoint(name) is None
+
+
+def test_a_pick_is_one_sentence(offered):
+    pick = Pick("path", "sha", 3, "step 4", FORM)
+    assert pick.why == "step 4; layer 3"
+    assert pick.with_layer(None) is pick
+    assert pick.with_layer(2).why == "step 4; layer 2: as was given"
