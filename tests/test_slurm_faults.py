@@ -10,7 +10,7 @@ import httpx
 import psutil
 import pytest
 
-from hubert.paths import read_json
+from hubert.paths import RunFolder, read_json
 from tasks import slurm as commands
 from tasks.follow import start_run
 from tasks.prefect_api import connect
@@ -256,6 +256,8 @@ def test_mlflow_is_down_for_the_whole_training_and_has_all_metrics_afterwards(
 ):
     from mlflow import MlflowClient
 
+    from tasks.tracking import experiment_of
+
     def stop() -> None:
         os.kill(find_service(own_service.folder).processes[MLFLOW].pid, signal.SIGKILL)
 
@@ -272,7 +274,8 @@ def test_mlflow_is_down_for_the_whole_training_and_has_all_metrics_afterwards(
         process.wait()
     client = MlflowClient(environment["MLFLOW_TRACKING_URI"])
     experiment = client.get_experiment_by_name(run.name)
-    (tracked,) = client.search_runs([experiment.experiment_id])
+    experiment = experiment_of(client, RunFolder.of(str(run)))
+    (tracked,) = client.search_runs([experiment])
     steps = [metric.step for metric in client.get_metric_history(tracked.info.run_id, "loss")]
     assert steps == list(range(2, 49, 2))
     assert_equal_runs(run, undisturbed)

@@ -150,10 +150,13 @@ class VirtualSlurm:
 
     def write_site(self, path: Path, **sections: dict[str, Any]) -> Path:
         """Write the cluster file for this Slurm: two small jobs of workers, training on two nodes; `sections` win."""
-        small = {"cpus": 1, "memory": "1500M", "walltime": "00:30:00", "interface": "lo"}
-        workers = {"jobs": 2, "max_jobs": 2}
-        own: dict[str, dict[str, Any]] = {"site": small, "training": {"nodes": 2, "tasks_per_node": 1}}
-        own |= {name: dict(workers) for name in ("extraction", "kmeans", "evaluation")}
+        small = {"cpus": 1, "memory": "1500M"}
+        workers = {**small, "jobs": 2, "max_jobs": 2}
+        own: dict[str, dict[str, Any]] = {
+            "site": {"walltime": "00:30:00", "interface": "lo"},
+            **{name: dict(workers) for name in ("extraction", "kmeans", "evaluation")},
+            "training": {**small, "nodes": 2, "tasks_per_node": 1},
+        }
         for name, section in sections.items():
             own[name] = {**own[name], **section}
         path.write_text(json.dumps({"kind": "slurm", "poll_seconds": 1, **own}, indent=2))  # JSON is YAML
