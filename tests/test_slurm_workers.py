@@ -65,21 +65,24 @@ class GatedRun:
     def run_id(self) -> str:
         return (self.folder / "run-id").read_text()
 
+    def notes(self) -> list[Path]:
+        """Return what the shards wrote when they started, by time."""
+        return sorted((self.folder / "starts").glob("[0-9]*"), key=lambda path: path.name.rpartition("-")[2])
+
     def starts(self) -> dict[str, list[str]]:
-        """Return the jobs in which each shard was started."""
+        """Return the jobs in which each shard was started, the newest last."""
         found: dict[str, list[str]] = {}
-        for path in (self.folder / "starts").glob("[0-9]*"):
+        for path in self.notes():
             shard, job, *_ = path.name.split("-")
             found.setdefault(shard, []).append(job)
         return found
 
     def pids(self) -> dict[str, int]:
         """Return the process in which each shard was started last."""
-        paths = sorted((self.folder / "starts").glob("[0-9]*"), key=lambda path: path.name.rpartition("-")[2])
-        return {path.name.split("-")[0]: int(path.name.split("-")[2]) for path in paths}
+        return {path.name.split("-")[0]: int(path.name.split("-")[2]) for path in self.notes()}
 
     def all_pids(self) -> set[int]:
-        return {int(path.name.split("-")[2]) for path in (self.folder / "starts").glob("[0-9]*")}
+        return {int(path.name.split("-")[2]) for path in self.notes()}
 
     def jobs_at_work(self) -> set[str]:
         return {self.starts()[shard][-1] for shard in self.at_work()}
