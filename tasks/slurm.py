@@ -98,7 +98,8 @@ def run(command: Sequence[str]) -> str:
             text=True,
             timeout=COMMAND_SECONDS,
             check=True,
-            env={**os.environ, "LC_ALL": "C"},
+            # SQUEUE_PARTITION and its like would hide jobs.
+            env={name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")} | {"LC_ALL": "C"},
         )
     except FileNotFoundError as error:
         raise ConfigError(
@@ -135,6 +136,8 @@ def find_jobs(*, comment: str = "", ids: Iterable[str] = (), every_state: bool =
     wanted = set(ids)
     jobs = []
     for line in text.splitlines():
+        if line.count("|") < len(FIELDS) - 1:
+            continue  # the second line of a comment, of another job than ours
         job_id, state, reason, nodes, partition, said = line.split("|", len(FIELDS) - 1)
         job = SlurmJob(job_id, state, reason, nodes, partition, "" if said == "(null)" else said)
         if job.comment.startswith(comment) and (not wanted or job_id in wanted):

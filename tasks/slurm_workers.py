@@ -71,11 +71,11 @@ class SlurmWorkers(SLURMCluster):
         self._stop: asyncio.Event | None = None
         self.logs.mkdir(parents=True, exist_ok=True)
         options = [
+            *job_options(section),  # first: of an option that is given twice Slurm takes the last
             f"--job-name=hubert-{name}",
             f"--comment={self.comment}",
             f"--output={self.logs}/{name}-%j.log",
             "--no-requeue",  # what is lost is replaced at once, under a new id
-            *job_options(section),
         ]
         super().__init__(
             sbatch_options=options,

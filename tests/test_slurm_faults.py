@@ -14,6 +14,7 @@ from hubert.paths import RunFolder, read_json
 from tasks import slurm as commands
 from tasks.follow import start_run
 from tasks.prefect_api import connect
+from tasks.processes import is_alive
 from tasks.service import MLFLOW, PREFECT, WORKER, down, find_service, up
 from tasks.service_settings import ServiceSettings
 from tasks.service_settings import environment as service_environment
@@ -224,6 +225,13 @@ def fill(slurm) -> list[str]:
     return [commands.run(["sbatch", "--parsable", *wanted]).strip() for _ in slurm.nodes]
 
 
+def kill_part(settings, name: str) -> None:
+    """kill -9 of a server of the service; returns when it is gone, so that `up` sees it too."""
+    record = find_service(settings.folder).processes[name]
+    os.kill(record.pid, signal.SIGKILL)
+    wait_until(lambda: not is_alive(record), f"the end of the {name}")
+
+
 # What else may be gone for a while ----------------------------------------------------------------------------------
 
 
@@ -242,7 +250,7 @@ def test_the_controller_of_slurm_is_restarted_while_it_trains(undisturbed, param
 @pytest.mark.parametrize("point", [UNITS, CHECKPOINT])
 def test_the_prefect_server_is_restarted(point, undisturbed, parameters, environment, run, own_service):
     def restart() -> None:
-        os.kill(find_service(own_service.folder).processes[PREFECT].pid, signal.SIGKILL)
+        kill_part(own_service, PREFECT)
         up(own_service)
 
     log = run.parent / "log"
@@ -258,14 +266,11 @@ def test_mlflow_is_down_for_the_whole_training_and_has_all_metrics_afterwards(
 
     from tasks.tracking import experiment_of
 
-    def stop() -> None:
-        os.kill(find_service(own_service.folder).processes[MLFLOW].pid, signal.SIGKILL)
-
     log = run.parent / "log"
     process = start_flow(ITERATION, {**parameters, "run": str(run)}, environment, log)
     try:
         wait_until(lambda: any(run.glob("it1/units-*/plan.json")) or process.poll() is not None, "the units' stage")
-        stop()
+        kill_part(own_service, MLFLOW)
         wait_until(lambda: any(run.glob("it1/train-*/done.json")) or process.poll() is not None, "the trained model")
         up(own_service)
         assert process.wait(900) == 0, log.read_text()[-4000:]
@@ -273,7 +278,6 @@ def test_mlflow_is_down_for_the_whole_training_and_has_all_metrics_afterwards(
         process.kill()
         process.wait()
     client = MlflowClient(environment["MLFLOW_TRACKING_URI"])
-    experiment = client.get_experiment_by_name(run.name)
     experiment = experiment_of(client, RunFolder.of(str(run)))
     (tracked,) = client.search_runs([experiment])
     steps = [metric.step for metric in client.get_metric_history(tracked.info.run_id, "loss")]
