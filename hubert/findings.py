@@ -77,7 +77,8 @@ def collect(
         "recipe": resolved.get("recipe_name", ""),
         "description": resolved.get("recipe", {}).get("description", ""),
         "data": resolved.get("data", ""),
-        "source": describe_source(resolved.get("source", {})) | {"why": resolved.get("chosen", "")},
+        "source": describe_source(resolved.get("source", {}))
+        | {"why": resolved.get("chosen", ""), "by": resolved.get("chosen_by", "")},
         "outcome": dict(outcome),
         "baseline": baseline_row(layers, figures["quality"], resolved.get("source", {})),
         "previous": previous,
