@@ -324,7 +324,9 @@ def test_the_slurm_jobs_of_each_stage_are_listed_if_there_are_any(tmp_path):
     stage = make_iteration(tmp_path / "site", 1)
     units = json.loads((stage.stages["units"] / "done.json").read_text())
     write_json(stage.stages["units"] / "done.json", units | {"jobs": ["17", "18"]})
-    write_json(stage.stages["train"] / "slurm.json", {"jobs": [{"job_id": "19"}]})
+    write_json(
+        stage.stages["train"] / "slurm.json", {"jobs": [{"job_id": "19", "attempt": "a19", "ended": "COMPLETED"}]}
+    )
     stage.run()
     words = read((stage.folder / "report.html").read_text()).words
     assert {"Slurm jobs", "17, 18", "19"} <= set(words)
