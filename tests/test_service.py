@@ -154,9 +154,11 @@ def test_a_wrong_file_of_deployments_is_refused_before_anything_starts(tmp_path,
 
 
 def test_the_deployments_of_the_project_name_flows_that_exist():
-    for name, entrypoint in read_deployments(PROJECT / "deployments" / "prefect.yaml"):
+    found = read_deployments(PROJECT / "deployments" / "prefect.yaml")
+    entrypoints = {entrypoint for _, entrypoint in found}
+    assert sorted(found) == sorted((name, entrypoint) for name in ("local", "slurm") for entrypoint in entrypoints)
+    for entrypoint in entrypoints:
         file, function = entrypoint.split(":")
-        assert name == "local"
         assert f"def {function}(" in (PROJECT / file).read_text()
 
 
