@@ -92,8 +92,7 @@ class Patience:
             future.wait(WAIT_SECONDS)
             if (cluster := slurm_workers()) is not None:
                 if cluster.failure:
-                    future.wrapped_future.cancel()  # type: ignore[attr-defined]
-                    mark_crashed(future, cluster.failure)
+                    give_up(future, cluster.failure)
                     raise TransientError(f"{self.label}: {cluster.failure}")
                 self._say(cluster.waits_for())
 
@@ -169,7 +168,12 @@ def _work(stage: Stage, plan: Plan) -> None:
         ]
         errors = []
         for number, future in enumerate(futures, start=1):
-            error = outcome(future, patience)
+            try:
+                error = outcome(future, patience)
+            except TransientError as end:  # there will be no workers: the others would stay pending for ever
+                for other in futures[number:]:
+                    give_up(other, str(end))
+                raise
             if error is not None:
                 errors.append(error)
             patience.progress = 100 * (len(plan) - len(missing) * (1 - number / len(futures))) / len(plan)
@@ -226,6 +230,13 @@ def result_of(future: PrefectFuture[Any], patience: Patience) -> Any:
     if error is not None:
         raise error
     return future.result()
+
+
+def give_up(future: PrefectFuture[Any], message: str) -> None:
+    """Take back a task that no worker will run; one that has ended stays as it is."""
+    if not future.wrapped_future.done():  # type: ignore[attr-defined]  # all task runners' futures wrap one
+        future.wrapped_future.cancel()  # type: ignore[attr-defined]
+        mark_crashed(future, message)
 
 
 def mark_crashed(future: PrefectFuture[Any], message: str) -> None:

@@ -74,6 +74,12 @@ class WorkerJob(SLURMJob):
         self.problem: Exception | None = None
         self.answered = False  # one of its workers has reached the scheduler
         self.silent_since: float | None = None
+        self.ending_since: float | None = None
+
+    @property
+    def worker_process_memory(self) -> str:
+        """What a worker process may use; without a number in the section Slurm alone sets the limit."""
+        return str(super().worker_process_memory) if self.worker_memory else "0"
 
     async def start(self) -> None:
         """Submit it. Never raises: whoever keeps the jobs sees the problem and tries again."""
@@ -104,7 +110,7 @@ def _certificates(security: Security | None) -> list[str]:
 
 def job_arguments(section: WorkerSection) -> dict[str, Any]:
     """Return dask-jobqueue's arguments: what runs in a job, and where the scheduler listens."""
-    number, unit = section.memory.rstrip("KMGT"), section.memory.lstrip("0123456789") or "M"
+    number, unit = section.memory.rstrip("KMGT") or "0", section.memory.lstrip("0123456789") or "M"
     environment = worker_environment(section.cpus, section.num_workers, section.threads_per_worker)
     environment["DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE"] = "False"  # a paused worker would wait without a word
     extra = ["--lifetime", f"{section.lifetime_seconds}s", "--lifetime-stagger", f"{section.stagger_seconds}s"]

@@ -2,11 +2,12 @@
 
 import os
 import signal
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tools.ports import free_ports
 
 # Read by Prefect when it is imported: a test must not find the service that a developer has running in this project.
 os.environ["PREFECT_PLUGINS_ENABLED"] = "false"
@@ -14,18 +15,6 @@ os.environ["PREFECT_PLUGINS_ENABLED"] = "false"
 # A test run that a script starts with `&` ignores Ctrl-C, and so would every process that a test starts and interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def free_ports(count: int) -> list[int]:
-    """Return TCP ports that nothing listens on at the moment."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 def service_settings(root: Path) -> "ServiceSettings":  # noqa: F821

@@ -14,8 +14,8 @@ from tasks.follow import INFO, follow, start_run
 from tasks.prefect_api import connect
 from tasks.service import PARTS, down, status, up
 from tasks.service_settings import ServiceSettings, environment, find_service
-from tests.conftest import free_ports
 from tests.test_service import FLOWS, prefect_typed_elsewhere
+from tools.ports import free_ports
 
 AUTH = "someone:a-long:secret"
 DEPLOYED = {"prefect_file": FLOWS / "prefect.yaml", "project": FLOWS}

@@ -21,7 +21,7 @@ from tasks.prefect_api import connect
 from tasks.profiles import disable_plugins, enable_plugins, plugins_are_enabled
 from tasks.service import MLFLOW, PARTS, PREFECT, WORKER, deploy, describe, down, status, up
 from tasks.service_settings import Service, ServiceSettings, environment, find_service
-from tests.conftest import free_ports
+from tools.ports import free_ports
 
 PROJECT = Path(__file__).parent.parent
 FLOWS = PROJECT / "tests" / "flows"

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from flows import cli
+from hubert.errors import ConfigError
 from hubert.paths import DEPLOYMENTS
 from tasks.cluster_settings import read_cluster
 from tasks.service_settings import environment as service_environment
@@ -58,6 +59,32 @@ def test_what_a_site_has_is_not_refused(slurm, tmp_path):
     training = {"nodes": 3, "tasks_per_node": 1, "gpus": 1, "cpus": 4}
     check_cluster(str(write_site(tmp_path / "site.yaml", extraction={"gpus": 1}, training=training)))
     check_cluster("local")
+
+
+def test_nodes_that_are_away_are_waited_for_but_what_no_node_has_is_refused(slurm, tmp_path, caplog):
+    from tasks.preflight import check_cluster
+
+    fits = write_site(tmp_path / "fits.yaml")
+    nodes = f"nodename={','.join(slurm.nodes)}"
+    slurm.command("scontrol", "update", nodes, "state=drain", "reason=test")
+    try:
+        check_cluster(str(fits))
+        assert "n[1-3] drained" in caplog.text
+        with pytest.raises(ConfigError, match="partition.*'nope'"):
+            check_cluster(str(write_site(tmp_path / "never.yaml", kmeans={"partition": "nope"})))
+    finally:
+        slurm.command("scontrol", "update", nodes, "state=resume")
+
+
+def test_a_slurm_that_does_not_answer_is_only_warned_of(slurm, tmp_path, caplog):
+    from tasks.preflight import check_cluster
+
+    slurm.stop_controller()
+    try:
+        check_cluster(str(write_site(tmp_path / "site.yaml")))
+    finally:
+        slurm.start_controller()
+    assert "was not checked" in caplog.text
 
 
 @pytest.fixture

@@ -16,9 +16,8 @@ from tasks.follow import start_run
 from tasks.prefect_api import connect
 from tasks.processes import is_alive
 from tasks.service import MLFLOW, PREFECT, WORKER, down, find_service, up
-from tasks.service_settings import ServiceSettings
 from tasks.service_settings import environment as service_environment
-from tests.conftest import free_ports
+from tests.conftest import service_settings
 from tests.flow_runs import ITERATION, kill_flow_when, run_flow, start_flow
 from tests.outputs import assert_equal_runs
 from tests.slurm_runs import (
@@ -41,15 +40,7 @@ CHECKPOINT = "it1/train-*/step-00000008/checkpoint.json"
 @pytest.fixture(scope="module")
 def own_service(slurm, tmp_path_factory):
     """A service of these tests' own: its servers are killed and started again."""
-    root = tmp_path_factory.mktemp("own service")
-    prefect_port, mlflow_port = free_ports(2)
-    settings = ServiceSettings(
-        folder=root / "data",
-        prefect_port=prefect_port,
-        mlflow_port=mlflow_port,
-        query_seconds=1,
-        profiles=root / "profiles.toml",
-    )
+    settings = service_settings(tmp_path_factory.mktemp("own service"))
     yield up(settings).settings
     down(settings)
 
