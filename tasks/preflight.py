@@ -96,10 +96,9 @@ def find_problem(section: Resources) -> Problem | None:
     """
     why = refusal(job_options(section))
     if why:
-        key = _guilty_key(section)
+        key = _guilty_key(section, why)
         what = f"it is {getattr(section, key)!r}" if key else f"it asks for {' '.join(job_options(section))}"
-        is_ambiguous = any(sign in why for sign in AMBIGUOUS)
-        return Problem(key, what, why, _away(section.partition) if is_ambiguous else "")
+        return Problem(key, what, why, _away(section.partition) if _is_ambiguous(why) else "")
     limits = _time_limits(section.partition)
     if limits and all(seconds_of(section.walltime) > limit for limit in limits.values()):
         longest = ", ".join(f"{partition} allows {limit // 60} minutes" for partition, limit in limits.items())
@@ -128,16 +127,26 @@ def _away(partitions: str) -> str:
     return "; ".join(dict.fromkeys(found))
 
 
-def _guilty_key(section: Resources) -> str:
+def _is_ambiguous(why: str) -> bool:
+    return any(sign in why for sign in AMBIGUOUS)
+
+
+def _guilty_key(section: Resources, why: str) -> str:
     """Return the key without which Slurm would take the job; of several, the first that it minds; empty if none is to blame."""
+
+    def is_taken(other: Resources) -> bool:
+        refused = refusal(job_options(other))
+        # an ambiguous refusal instead of a clear one: what is left may be nodes that are away
+        return not refused or (_is_ambiguous(refused) and not _is_ambiguous(why))
+
     keys = [key for key, least in LEAST.items() if getattr(section, key, least) != least]
     for key in keys:
-        if not refusal(job_options(section.model_copy(update={key: LEAST[key]}))):
+        if is_taken(section.model_copy(update={key: LEAST[key]})):
             return key
     kept = section
     for key in keys:  # several are wrong: leave out one after the other until it is taken; the last one was wrong
         kept = kept.model_copy(update={key: LEAST[key]})
-        if not refusal(job_options(kept)):
+        if is_taken(kept):
             return key
     return ""
 

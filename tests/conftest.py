@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,8 +18,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def service_settings(root: Path) -> "ServiceSettings":  # noqa: F821
-    """Settings of a service of its own, below a folder."""
+def service_settings(root: Path, **changes: Any) -> "ServiceSettings":  # noqa: F821
+    """Settings of a service of its own, below a folder; `changes` win."""
     from tasks.service_settings import ServiceSettings
 
     prefect_port, mlflow_port = free_ports(2)
@@ -28,6 +29,7 @@ def service_settings(root: Path) -> "ServiceSettings":  # noqa: F821
         mlflow_port=mlflow_port,
         query_seconds=1,
         profiles=root / "home" / ".prefect" / "profiles.toml",
+        **changes,
     )
 
 
