@@ -9,6 +9,7 @@ from hubert.outcome import Outcome
 from tasks import resolve, train
 from tasks.choose import Choose
 from tasks.cluster import cancel_jobs, task_runner
+from tasks.failure import write_page
 from tasks.form import ClusterName, IterationOverrides, Number, RecipeName, RunName
 from tasks.preflight import check_cluster
 
@@ -17,7 +18,8 @@ from tasks.preflight import check_cluster
     name="hubert-iteration",
     flow_run_name=resolve.name_of_iteration,
     on_cancellation=[train.stop_trainings, cancel_jobs],
-    on_crashed=[cancel_jobs],
+    on_failure=[write_page],
+    on_crashed=[cancel_jobs, write_page],
 )
 def hubert_iteration(
     run: RunName = "demo",
