@@ -31,32 +31,39 @@ from tasks.prefect_api import PrefectApi, connect
 KEY = "what-failed"
 FACTS = ("stage", "shard", "folder", "log")
 
-RETRY = (
-    "Press **Retry** in the menu at the top right of this page (or `prefect flow-run retry {id}`): it goes on where it was, "
-    "finished shards, steps and stages are not done again."
-)
-AGAIN = "Start it again with the same parameters: it goes on where it was, finished shards, steps and stages are not done again."
-COPY = "Press **Copy to new run** in the menu at the top right of this page, correct the field and submit."
+# What to do, by error; one point per line. {again} and {copy}: for a run that was started by a deployment, else the second.
 ADVICE: dict[type[BaseException], str] = {
-    ConfigError: "A setting cannot be obeyed; the message names it. If it stands in the form: {copy} If a file or folder is "
-    "missing, put it there. {again}",
-    DataError: "The data are not what they have to be; the message names the file. Restore, correct or remove it. {again} "
-    "Where the message names a setting, such as `data.max_rejected`, that is the other way: {copy}",
-    TrainingDiverged: "The same training would end the same way. {copy} Try a lower `train.learning_rate`, more "
-    "`train.warmup_steps`, or `train.precision` = fp32; that is another training, and this one stays.",
+    ConfigError: "A setting cannot be obeyed; the message names it. If it stands in the form: {copy}\n"
+    "If a file or folder is missing: put it there. {again}",
+    DataError: "The data are not what they have to be; the message names the file. Restore, correct or remove it. {again}\n"
+    "If the message names a setting, such as `data.max_rejected`, that is the other way. {copy}",
+    TrainingDiverged: "The same training would end the same way. Try a lower `train.learning_rate`, more "
+    "`train.warmup_steps`, or `train.precision` = fp32: that is another training, and this one stays. {copy}",
     TrainingCancelled: "Somebody stopped the training, so the service does not start it again by itself. To go on from its "
     "last checkpoint: {again}",
-    TransientError: "Something around the program failed: a process, a machine, a disk, the network. {again} If it happens "
-    "again, see the likely cause in the message: mostly memory (section of the cluster file) or disk.",
+    TransientError: "Something around the program failed: a process, a machine, a disk, the network. {again}\n"
+    "If it fails again, the message names the likely cause: often too little memory (the section of the cluster file) or a "
+    "full disk.",
 }
 UNFORESEEN = (
-    "Nobody foresaw this error: a fault of the program, or of a library. The log has its traceback. {again} If it ends the "
-    "same way, report it with the traceback and the settings (artifact `resolved-settings`)."
+    "Nobody foresaw this error: a fault of the program, or of a library. {again}\n"
+    "If it fails again, report it with the traceback in the log and the settings (the run's artifact `resolved-settings`)."
 )
 KILLED = (
-    "The process of the run is gone. Likely cause: it was killed for its use of memory, by somebody, or with the machine or "
-    "the service. {again} A training may still be running; it is then found and followed."
+    "The process of the run is gone. Likely cause: it used too much memory, somebody stopped it, or the machine or the "
+    "service went down. {again}\n"
+    "A training that still runs is found and followed."
 )
+KEPT = "It goes on where it was: finished shards, steps and stages are not done again."
+RETRY = (
+    "Press **Retry** in the menu at the top right of [the run's page]({page}), or type `prefect flow-run retry {id}`."
+)
+START = "Start it once more with the same parameters."
+COPY = (
+    "Press **Copy to new run** in the menu at the top right of [the run's page]({page}), change the field, and submit."
+)
+CHANGE = "Start it again with another value."
+MARKDOWN = re.compile(r"([\\`*_<>\[\]|#])")
 
 
 @contextmanager
@@ -73,7 +80,7 @@ def noting(**facts: Any) -> Iterator[None]:
         for name, value in new.items():
             error.add_note(f"{name}: {value}")
         if isinstance(error, HubertError) and "stage" in new and not str(error).startswith(new["stage"]):
-            place = ", ".join(new[name] for name in ("stage", "shard") if name in new)
+            place = f"{new['stage']}, shard {new['shard']}" if "shard" in new else new["stage"]
             error.args = (f"{place}: {error}", *error.args[1:])
         raise
 
@@ -94,13 +101,13 @@ def facts_of(error: BaseException | None) -> dict[str, str]:
 def describe_shard(stage: Stage, index: int, plan: Plan) -> str:
     """Return which shard that is, and the first and last file of it, if it is made of files."""
     spec = plan.specs[index]
-    name = f"shard {index} of 0 to {len(plan) - 1}"
+    name = f"{index} (of {len(plan)}, counted from 0)"
     listing = stage.tables().get(spec.get("part", ""))
     if listing is None or not listing.exists():
         return name
     ids = pl.scan_parquet(listing).slice(spec["start"], spec["end"] - spec["start"]).select("fileid").collect()
     files = ids["fileid"].to_list()
-    return f"{name} ({len(files)} files, {files[0]} to {files[-1]})" if files else name
+    return f"{name}, files {files[0]} to {files[-1]}" if files else name
 
 
 # The page ---------------------------------------------------------------------------------------------------------
@@ -119,26 +126,32 @@ def build_page(api: PrefectApi, flow_run: Any, error: BaseException | None, mess
     """Return the page as markdown."""
     family = read_family(api, str(flow_run.id))
     facts = facts_of(error)
-    title, what = family[0]["name"], facts.get("stage", "before its first stage" if error else "its process ended")
     reason, _, details = (f"{type(error).__name__}: {error}" if error else message).partition("\n")
+    stage = f" in {facts['stage']}" if "stage" in facts else ""
+    rows = [*((name, f"`{value}`") for name, value in facts.items()), *_links(api, family, error)]
     parts = [
-        f"## {title} failed: {what}" if "stage" in facts or error is None else f"## {title} failed {what}",
-        "\n".join(f"> {line}" for line in [reason]),
-        table(["", ""], [*((name, f"`{value}`") for name, value in facts.items()), *_links(api, family, error)]),
-        f"### What to do\n\n{advise(error, flow_run)}",
+        f"## {family[0]['name']} {'failed' if error else 'crashed'}{stage}",
+        MARKDOWN.sub(r"\\\1", reason),
+        table(["", ""], rows),
+        "### What to do",
+        "\n".join(f"- {line}" for line in advise(error, flow_run)),
         f"`hubert status {_run_of(flow_run)}` says what of the run is done.",
-        f"```\n{details.strip()}\n```" if details.strip() else "",
+        f"### The rest of the message\n\n```\n{details.strip()}\n```" if details.strip() else "",
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def advise(error: BaseException | None, flow_run: Any) -> str:
+def advise(error: BaseException | None, flow_run: Any) -> list[str]:
     """Say what to do about an error; None: the process was killed."""
-    deployed = flow_run.deployment_id is not None
-    again = RETRY.format(id=flow_run.id) if deployed else AGAIN
-    copy = COPY if deployed else "Start it again with another value."
-    text = next((text for kind, text in ADVICE.items() if isinstance(error, kind)), UNFORESEEN if error else KILLED)
-    return text.format(again=again, copy=copy)
+    text = next((found for kind, found in ADVICE.items() if isinstance(error, kind)), UNFORESEEN if error else KILLED)
+    again, copy = (RETRY, COPY) if flow_run.deployment_id is not None else (START, CHANGE)
+    place = {"page": address_of("flow-run", flow_run.id), "id": flow_run.id}
+    return text.format(again=f"{again.format(**place)} {KEPT}", copy=copy.format(**place)).splitlines()
+
+
+def address_of(kind: str, run_id: Any) -> str:
+    """Return where a run's page is on the server that shows the link, whatever name the browser has for it."""
+    return f"{urlsplit(PREFECT_UI_URL.value() or '').path}/runs/{kind}/{run_id}"
 
 
 def _links(api: PrefectApi, family: list[dict[str, Any]], error: BaseException | None) -> Iterator[tuple[str, str]]:
@@ -150,11 +163,10 @@ def _links(api: PrefectApi, family: list[dict[str, Any]], error: BaseException |
     }
     tasks = api.post("/task_runs/filter", {**wanted, "sort": "END_TIME_DESC"})
     own = [task for task in tasks if not (task["state"]["state_details"] or {}).get("child_flow_run_id")]
-    base = urlsplit(PREFECT_UI_URL.value() or "").path  # the same server, whatever name the browser has for it
     inner = [run for run in family if run["state_type"] in states] or family[:1]
-    yield "log", f"[{inner[-1]['name']}]({base}/runs/flow-run/{inner[-1]['id']}), tab Logs"
+    yield "log", f"[{inner[-1]['name']}]({address_of('flow-run', inner[-1]['id'])}), tab Logs"
     if own:
-        shown = ", ".join(f"[{task['name']}]({base}/runs/task-run/{task['id']})" for task in own[:5])
+        shown = ", ".join(f"[{task['name']}]({address_of('task-run', task['id'])})" for task in own[:5])
         yield "failed" if error else "under way", f"{shown}{', ...' if len(own) > 5 else ''}"
 
 

@@ -88,6 +88,9 @@ def _describe(section: Any, names: tuple[str, ...], prefix: str = "") -> Iterato
     for name in names:
         field = {key: value for key, value in known[name].items() if key not in {"default", "affects"}}
         words = field["description"].partition(" [")[0]  # what follows is fairseq's name of it
+        words = f"{words[0].upper()}{words[1:]}"
+        if {"minimum", "maximum"} <= field.keys():
+            words += f", from {field['minimum']:g} to {field['maximum']:g}"
         yield f"{prefix}{name}", {**field, "title": f"{prefix}{name}", "description": words}
 
 
