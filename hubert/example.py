@@ -195,7 +195,10 @@ def _read_alignments(path: Path | None, refs: Sequence[AudioRef]) -> tuple[Align
     except (
         DataError
     ):  # of other audio than the validation's, mostly; the stage `quality` has complained of anything else
-        return None, f"{path.name} has no phones of these validation utterances."
+        return (
+            None,
+            f"No phones of it are known: {path.name} is not there, or is about other audio than the validation's.",
+        )
 
 
 def _name_in(alignments: Alignments, ref: AudioRef) -> str | None:

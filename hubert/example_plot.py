@@ -24,7 +24,9 @@ from hubert.plots import GRID, INK, dress, write_svg
 WIDTH = 9.6  # inches
 FRAMES_PER_LINE = 150  # then the number of a single frame's unit is still legible
 WINDOW, STEP = 400, 80  # samples: 25 ms, every 5 ms
-RANGE_DB, STEP_DB = 65.0, 2.5  # below the loudest point; few levels make a small picture
+# White is as loud as the quietest fifth (the noise of the recording), but between 30 and 70 dB below the loudest point.
+QUIET, MIN_RANGE_DB, MAX_RANGE_DB = 0.2, 30.0, 70.0
+NUM_LEVELS = 24  # few levels make a small picture
 MIN_PHONE_INCHES = 0.07  # per letter: a longer name does not fit
 MIN_UNIT_INCHES = 0.055
 TINT = 0.38  # strength of a class's colour, so that text on it stays legible on a light and on a dark page
@@ -77,7 +79,7 @@ def legend(example: Example, unit_phones: Mapping[int, str]) -> list[tuple[str, 
 
 
 def spectrogram(samples: npt.NDArray[np.int16]) -> npt.NDArray[np.float64]:
-    """Return the level of each frequency at each time, (201, T), in dB below the loudest, 0 to 1 over `RANGE_DB`.
+    """Return the level of each frequency at each time, (201, T), in dB, from 0 (as noise, or less) to 1 (the loudest).
 
     Column t is the Hann window of 400 samples that is centred at sample 80 t.
     """
@@ -85,8 +87,10 @@ def spectrogram(samples: npt.NDArray[np.int16]) -> npt.NDArray[np.float64]:
     frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::STEP]
     power = np.abs(np.fft.rfft(frames * np.hanning(WINDOW), axis=1)) ** 2
     level = 10 * np.log10(np.maximum(power, 1e-12))
-    below = np.clip(level - level.max() + RANGE_DB, 0, RANGE_DB)
-    return np.asarray(np.rint(below / STEP_DB) * STEP_DB / RANGE_DB).T
+    top = float(level.max())
+    floor = max(top - MAX_RANGE_DB, min(float(np.quantile(level, QUIET)), top - MIN_RANGE_DB))
+    above = np.clip(level - floor, 0, None) / (top - floor)
+    return np.asarray(np.rint(above * NUM_LEVELS) / NUM_LEVELS).T
 
 
 def _draw_line(

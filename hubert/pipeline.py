@@ -190,7 +190,7 @@ class Iteration:
     def alignments(self) -> Path | None:
         """Where the phone alignments are, or were; None if the recipe names none."""
         name, data = self.settings.quality.alignments, Path(self.resolved.data)
-        return None if not name else data / name if data.is_dir() else data
+        return None if not name else data if data.is_file() else data / name
 
     @cached_property
     def report(self) -> ReportStage:

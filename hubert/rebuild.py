@@ -99,6 +99,8 @@ def write_unfinished(
     if "units" in stages and (stages["units"] / "done.json").exists():
         example, missing = find_example(stages["units"] / "tables" / "validation", resolved.iteration.alignments)
     findings["example"] = {"missing": missing}
+    if previous is not None and not findings["layers"]:
+        findings["baseline"] = previous[1]["baseline"]  # until this iteration has measured MFCC itself
     path = folder.unfinished(number)
     write_text(path, iteration_page(findings, wording.explain(findings), stages, example, progress))
     return path, findings

@@ -16,8 +16,7 @@ def report_iteration(iteration: Iteration) -> None:
     outcome = choose(iteration)
     path, text = summarise_run(iteration.folder)
     print(f"\n{text}\n{_chosen(outcome)}\nreport: {path}")
-    if iteration.number < iteration.resolved.recipe.num_iterations:
-        print(f"next: hubert features {iteration.folder.root} --iteration {iteration.number + 1}")
+    _say_next(iteration.folder, iteration.number, iteration.resolved)
 
 
 def report_run(folder: RunFolder) -> None:
@@ -32,15 +31,16 @@ def report_run(folder: RunFolder) -> None:
     rebuilt = rebuild(folder)
     if rebuilt.text:
         print(f"\n{rebuilt.text}")
-    for number in rebuilt.pages:
-        outcome = read_outcome(folder, number)
-        if number not in rebuilt.missing and outcome is not None:
-            print(f"it{number}: {_chosen(outcome)}")
-        else:
-            print(f"it{number}: {describe_missing(rebuilt, number)}")
     for number, path in rebuilt.pages.items():
-        print(f"it{number}: {path}")
+        outcome = read_outcome(folder, number)
+        is_finished = number not in rebuilt.missing and outcome is not None
+        print(f"it{number}/report:")
+        print(f"  {_chosen(outcome) if is_finished and outcome else describe_missing(rebuilt, number)}")
+        print(f"  folder: {path.parent}\n  page: {path}")
     print(f"report: {rebuilt.run_page}")
+    newest = max(rebuilt.pages)
+    if newest not in rebuilt.missing:
+        _say_next(folder, newest, Resolved.load(folder.settings(newest)))
 
 
 def choose(iteration: Iteration) -> Outcome:
@@ -68,6 +68,11 @@ def describe_missing(rebuilt: Rebuilt, number: int) -> str:
         f"{stage.name} ({stage.detail or stage.state})" for stage in rebuilt.missing[number] if stage.state != "done"
     ]
     return f"not finished; missing: {', '.join(missing)}"
+
+
+def _say_next(folder: RunFolder, number: int, resolved: Resolved) -> None:
+    if number < resolved.recipe.num_iterations:
+        print(f"next: hubert features {folder.root} --iteration {number + 1}")
 
 
 def _chosen(outcome: Outcome) -> str:
