@@ -181,7 +181,9 @@ def make_iteration(
         "source": (teacher if number > 1 else {"checkpoint": "", "sha256": "", "layer": 0}),
         "chosen": "iteration 1 starts from MFCC" if number == 1 else outcome["why"],
     }
-    Resolved.model_validate(resolved).remember()
+    settled = Resolved.model_validate(resolved)
+    settled.remember()
+    resolved = settled.model_dump(mode="json")
     return ReportStage(home, run_folder=run, number=number, resolved=resolved, stages=stages, outcome=outcome)
 
 
