@@ -264,6 +264,7 @@ class FeaturesStage(Stage):
     """Frames of the k-means sample: some utterances (paper: 10 %), chosen by a hash of seed and fileid."""
 
     name: ClassVar[str] = "features"
+    counted: ClassVar[str] = "files"
     parent: Path
     manifest: Path
     source: FeatureSource
@@ -308,6 +309,9 @@ class FeaturesStage(Stage):
             shared = [self.source.identity, self.resample, *rule.values()]
             specs.append({"start": start, "end": end, "digest": digest([content, *shared])})
         return specs
+
+    def tables(self) -> dict[str, Path]:
+        return {"": self.folder / "sample.parquet"}
 
     def work(self, spec: Spec) -> tuple[list[Path], Figures]:
         rows = pl.read_parquet(self.folder / "sample.parquet")[spec["start"] : spec["end"]]

@@ -48,6 +48,7 @@ class ManifestStage(Stage):
     """All audio of a run, checked. With `split`, its training and validation parts; else only `everything`."""
 
     name: ClassVar[str] = "manifest"
+    counted: ClassVar[str] = "files"
     parent: Path
     audio: list[Path]
     validation_audio: list[Path]
@@ -117,6 +118,10 @@ class ManifestStage(Stage):
             for (start, end), content in zip(bounds, shard_digests(rows, bounds, "speaker", *PLACE), strict=True):
                 specs.append({"part": part, "start": start, "end": end, "digest": digest([content, checks])})
         return specs
+
+    def tables(self) -> dict[str, Path]:
+        parts = {TRAIN: self.audio, VALIDATION: self.validation_audio}
+        return {part: self._listed(part) for part, paths in parts.items() if paths}
 
     def work(self, spec: Spec) -> tuple[list[Path], Figures]:
         rows = read_manifest(self._listed(spec["part"]), start=spec["start"], end=spec["end"])

@@ -88,6 +88,7 @@ class Stage(ABC):
     name: ClassVar[str]
     version: ClassVar[int] = 1
     parent: Path
+    counted: ClassVar[str] = "shards"  # what the progress is counted in, for people
     accepts_pruned = True  # False: outputs that `hubert prune` removed are needed again, so without them it is not done
 
     @abstractmethod
@@ -109,6 +110,10 @@ class Stage(ABC):
     def finish(self, receipts: list[Receipt]) -> tuple[list[Path], Figures]:
         """Put the shards together: write the stage's own files and return them with the stage's figures."""
         return [], {}
+
+    def tables(self) -> Mapping[str, Path]:
+        """Return the parquet files whose rows the shards' `start` and `end` are of, by the shards' `part`, if they have those."""
+        return {}
 
     def seconds_of(self, receipts: list[Receipt]) -> float:
         """Return the seconds that the shards took, one after the other."""

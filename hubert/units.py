@@ -72,6 +72,7 @@ class UnitsStage(Stage):
     """Label the files of some manifests (`train`, `validation`) with a codebook."""
 
     name: ClassVar[str] = "units"
+    counted: ClassVar[str] = "files"
     parent: Path
     manifests: Mapping[str, Path]
     manifest_key: str
@@ -110,6 +111,9 @@ class UnitsStage(Stage):
                 shared = self._content | (self._chunking(rows.slice(start, end - start)) if self._rule else {})
                 specs.append({"part": part, "start": start, "end": end, "digest": digest([content, shared])})
         return specs
+
+    def tables(self) -> Mapping[str, Path]:
+        return self.manifests
 
     def work(self, spec: Spec) -> tuple[list[Path], Figures]:
         rows = read_manifest(self.manifests[spec["part"]], start=spec["start"], end=spec["end"])
