@@ -120,4 +120,4 @@ def show_picture(home: Path, what: str, svg: str, description: str) -> None:
     if len(address) > MAX_PICTURE:
         get_run_logger().info("%s: a picture of %d bytes is left out here; the report has it", what, len(address))
         return
-    show("image", key_of(home, what), address, description)
+    show("image", key_of(home, f"picture-{what}"), address, description)
