@@ -23,12 +23,13 @@ def settle(run: str, recipe: str, data: str, *, choose: Choose = "auto", **wishe
     Raises:
         ConfigError: something asked for does not exist or contradicts itself; nothing was started.
     """
-    open_page()
     folder = RunFolder.of(run)
     record = folder.resolved(str(runtime.flow_run.id or "direct"))
     if runtime.flow_run.run_count > 1 and record.exists():
         get_run_logger().info("This run was tried before: its settings are read from %s", record)
-        return Resolved.load(record)
+        resolved = Resolved.load(record)
+        open_overview(resolved)
+        return resolved
     wished = wishes.pop("iteration", None)
     number = first_unfinished(folder) if wished is None else wished
     check_number(number)
@@ -37,6 +38,7 @@ def settle(run: str, recipe: str, data: str, *, choose: Choose = "auto", **wishe
     resolved = resolve(run, recipe, data, iteration=number, pick=pick, **wishes)
     resolved.save(record)
     resolved.remember()
+    open_overview(resolved)
     show(
         "markdown",
         key_of(resolved.iteration.home, "settings"),
@@ -45,6 +47,12 @@ def settle(run: str, recipe: str, data: str, *, choose: Choose = "auto", **wishe
         f"what this run does: {folder.name}, iteration {resolved.number}, from {resolved.iteration.source.describe()}",
     )
     return resolved
+
+
+def open_overview(resolved: Resolved) -> None:
+    """Begin the page of an iteration."""
+    name, source = Path(resolved.run).name, resolved.iteration.source.describe()
+    open_page(resolved.iteration.home, f"{name}, iteration {resolved.number}: clusters {source}")
 
 
 def corpus_of(recipe: str, overrides: Mapping[str, Any] | None) -> str:
