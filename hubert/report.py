@@ -31,6 +31,7 @@ class ReportStage(Stage):
 
     name: ClassVar[str] = "report"
     version: ClassVar[int] = 2  # 2: an utterance, hashes, what differs from the paper
+    counted: ClassVar[str] = "pages"
     parent: Path
     run_folder: Path
     number: int

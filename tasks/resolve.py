@@ -6,13 +6,13 @@ from typing import Any
 from uuid import UUID
 
 from prefect import get_client, get_run_logger, runtime, task
-from prefect.artifacts import create_markdown_artifact
 
 from hubert.errors import ConfigError
 from hubert.paths import RunFolder, demo_corpus_folder, find_recipe
 from hubert.recipe import read_recipe
 from hubert.resolve import Resolved, check_number, first_unfinished, resolve
 from tasks.choose import Choose, settle_teacher
+from tasks.page import key_of, open_page, show
 from tasks.stage import RETRIES
 
 
@@ -28,7 +28,9 @@ def settle(run: str, recipe: str, data: str, *, choose: Choose = "auto", **wishe
     record = folder.resolved(str(runtime.flow_run.id or "direct"))
     if runtime.flow_run.run_count > 1 and record.exists():
         get_run_logger().info("This run was tried before: its settings are read from %s", record)
-        return announce(Resolved.load(record))
+        resolved = Resolved.load(record)
+        open_overview(resolved)
+        return announce(resolved)
     wished = wishes.pop("iteration", None)
     number = first_unfinished(folder) if wished is None else wished
     check_number(number)
@@ -37,11 +39,13 @@ def settle(run: str, recipe: str, data: str, *, choose: Choose = "auto", **wishe
     resolved = resolve(run, recipe, data, iteration=number, pick=pick, **wishes)
     resolved.save(record)
     resolved.remember()
-    create_markdown_artifact(
+    open_overview(resolved)
+    show(
+        "markdown",
+        key_of(resolved.iteration.home, "settings"),
         f"**{folder.name}, iteration {resolved.number}**\n\nstarts from: {resolved.iteration.source.describe()} "
         f"({resolved.chosen})\n\n`{record}`\n\n```toml\n{record.read_text()}\n```",
-        key="resolved-settings",
-        description="what this run does",
+        f"what this run does: {folder.name}, iteration {resolved.number}, from {resolved.iteration.source.describe()}",
     )
     return announce(resolved)
 
@@ -55,6 +59,12 @@ def announce(resolved: Resolved) -> Resolved:
         with get_client(sync_client=True) as client:
             client.update_flow_run(UUID(runtime.flow_run.id), name=title, tags=sorted(tags))
     return resolved
+
+
+def open_overview(resolved: Resolved) -> None:
+    """Begin the page of an iteration."""
+    name, source = Path(resolved.run).name, resolved.iteration.source.describe()
+    open_page(resolved.iteration.home, f"{name}, iteration {resolved.number}: clusters {source}")
 
 
 def corpus_of(recipe: str, overrides: Mapping[str, Any] | None) -> str:
