@@ -21,6 +21,7 @@ RETRY_SECONDS = 0.5
 LOST_RUNS = "Crash runs that stopped sending heartbeats"
 # Runs send a heartbeat every 30 s (`service_settings`); six missing ones in a row are no hiccup of a busy machine.
 HEARTBEATS_LOST_SECONDS = 180
+GO_ON = "Retry it, or start it again with the same parameters: it goes on where it was."
 
 
 class PrefectApi:
@@ -75,12 +76,12 @@ class PrefectApi:
             "threshold": 1,
             "within": HEARTBEATS_LOST_SECONDS,
         }
-        message = f"No heartbeat for {HEARTBEATS_LOST_SECONDS} s: the run's process and its worker are gone."
+        message = f"No heartbeat for {HEARTBEATS_LOST_SECONDS} s: the run's process and its worker are gone. {GO_ON}"
         action = {"type": "change-flow-run-state", "state": "CRASHED", "name": "Crashed", "message": message}
         self.post("/automations/", {"name": LOST_RUNS, "trigger": trigger, "actions": [action]})
 
     def crash_unfinished_runs(self, pool: str, message: str) -> list[str]:
-        """Mark the runs of a work pool whose processes are gone, and their subflows, as crashed.
+        """Mark the runs of a work pool whose processes are gone, and their subflows, as crashed, for the reason in `message`.
 
         Scheduled and suspended runs have no process: they stay as they are. Returns the names, `flow run (flow)`.
         """
@@ -98,7 +99,7 @@ class PrefectApi:
             subflows = self.post("/flow_runs/filter", {"flow_runs": of_parents})
             runs += subflows
             parents = [run["id"] for run in subflows]
-        crashed = {"state": {"type": "CRASHED", "name": "Crashed", "message": message}, "force": True}
+        crashed = {"state": {"type": "CRASHED", "name": "Crashed", "message": f"{message} {GO_ON}"}, "force": True}
         for run in runs:
             self._crash_tasks(run["id"], crashed)
             self.post(f"/flow_runs/{run['id']}/set_state", crashed)

@@ -28,6 +28,8 @@ SERVERS = {
     "PREFECT_SERVER_UI_V2_ENABLED": "true",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # also spares a locked database at the first start
+    # Prefect's own pages need no leave. Its default lets the pages of every web site start runs from this user's browser.
+    "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": "http://127.0.0.1",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
 }
 
