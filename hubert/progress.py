@@ -151,6 +151,8 @@ class Progress:
 
     def describe(self) -> str:
         """Return `1,204 of 9,870 files, 12.3 of 98.0 h of audio, 480 s of audio per s, 12 min 30 s left`."""
+        if self.is_complete:
+            return f"{self.describe_end()}; now put together"
         if (rate := self._pace.rate) is None:
             at_work = f", at work for {duration(self._pace.worked)}" if self._pace.worked >= 1 else ""
             return f"{self.describe_amount()}{at_work}"

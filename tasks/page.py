@@ -48,15 +48,14 @@ class Page:
 
     flow_run: UUID | None
     title: str = ""
-    key: str = ""
-    stages: dict[str, tuple[str, str, str]] = field(default_factory=dict)  # by name: state, how far it is, key
+    home: Path | None = None
+    stages: dict[str, tuple[str, str, str]] = field(default_factory=dict)  # by name: state, how far it is, address
     links: dict[str, str] = field(default_factory=dict)  # by what they lead to
     overview: UUID | None = None
 
-    def note(self, name: str, state: str, text: str, key: str = "") -> None:
-        """Say how far a stage is."""
-        key = key or self.stages.get(name, ("", "", ""))[2]
-        self.stages[name] = (state, text, key)
+    def note(self, name: str, state: str, text: str, address: str = "") -> None:
+        """Say how far a stage is, and where its page is."""
+        self.stages[name] = (state, text, address)
         self.renew()
 
     def link(self, what: str, address: str, text: str) -> None:
@@ -78,8 +77,8 @@ class Page:
     def write(self) -> str:
         """Return the overview as markdown."""
         rows = [
-            (f"[{name}]({address_of(key)})" if key and address_of(key) else name, state, text)
-            for name, (state, text, key) in self.stages.items()
+            (f"[{name}]({address})" if address else name, state, text)
+            for name, (state, text, address) in self.stages.items()
         ]
         stages = [table(("stage", "", "how far it is, or what came out"), rows)] if rows else []
         links = ["\n".join(f"- {link}" for link in self.links.values())] if self.links else []
@@ -96,11 +95,11 @@ def open_page(home: Path | None = None, title: str = "") -> None:
         home: the iteration's folder; without it there is no overview.
         title: of the overview.
     """
-    page = Page(_own_flow_run(), title, key_of(home, "overview") if home is not None else "")
+    page = Page(_own_flow_run(), title, home)
     _here.set(page)
-    if page.key:
-        page.overview = show("markdown", page.key, page.write(), page.describe())
-        if address := address_of(page.key):
+    if home is not None:
+        page.overview = show("markdown", key_of(home, "overview"), page.write(), page.describe())
+        if address := address_of(page.overview):
             get_run_logger().info("How far this run is, with links: %s", address)
 
 
@@ -109,10 +108,10 @@ def _own_flow_run() -> UUID | None:
     return context.flow_run.id if context is not None and context.flow_run is not None else None
 
 
-def address_of(key: str) -> str:
-    """Return the address of an artifact's page; empty if the server has no user interface."""
+def address_of(artifact: UUID | None) -> str:
+    """Return the address of an artifact's page; empty if there is none, or no user interface."""
     ui = get_current_settings().ui_url
-    return f"{ui}/artifacts/key/{key}" if ui else ""
+    return f"{ui}/artifacts/artifact/{artifact}" if ui and artifact else ""
 
 
 def key_of(home: Path, what: str) -> str:
@@ -191,9 +190,9 @@ def show_stage(stage: Stage, figures: Figures, name: str = "") -> None:
     label = name or stage.label
     parts = [f"**{label}: {found.headline}**", *tables, *found.remarks, f"`{stage.folder}`"]
     key = key_of(stage.parent, slug(name or stage.name))
-    show("markdown", key, "\n\n".join(parts), found.headline)
+    artifact = show("markdown", key, "\n\n".join(parts), found.headline)
     if (page := _here.get()) is not None:
-        page.note(label, DONE, found.headline, key)
+        page.note(label, DONE, found.headline, address_of(artifact))
 
 
 def show_table(home: Path, what: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
@@ -202,9 +201,11 @@ def show_table(home: Path, what: str, rows: Sequence[Mapping[str, Any]], descrip
 
 
 def show_link(home: Path, what: str, address: str, text: str) -> None:
-    """Show a link, also in the overview."""
+    """Show a link, also in the overview; `home` is where it belongs if no page is open."""
+    page = _here.get()
+    home = page.home or home if page is not None else home
     show("link", key_of(home, what), f"[{text}]({address})", f"[{text}]({address})")
-    if (page := _here.get()) is not None:
+    if page is not None:
         page.link(what, address, text)
 
 
@@ -218,6 +219,6 @@ def show_picture(home: Path, what: str, svg: str, description: str) -> None:
 
 
 def _show_linked(kind: Kind, key: str, data: str, description: str) -> None:
-    show(kind, key, data, description)
-    if (page := _here.get()) is not None and (address := address_of(key)):
+    artifact = show(kind, key, data, description)
+    if (page := _here.get()) is not None and (address := address_of(artifact)):
         page.link(key, address, description)

@@ -13,6 +13,7 @@ from prefect import get_run_logger, task
 from hubert.launch import STOP_SECONDS, Event, Launcher, LocalLauncher
 from hubert.paths import RunFolder
 from hubert.pipeline import Iteration
+from hubert.progress import number
 from hubert.stage import Figures
 from hubert.train import MAX_RESTARTS, TrainStage, train_until_done
 from hubert.wording import duration, fixed, percent
@@ -119,7 +120,7 @@ def describe(line: Mapping[str, Any], steps: int) -> str:
     left = duration(line["seconds"] / line["step"] * max(0, steps - line["step"]))
     return (
         f"step {line['step']:,} of {steps:,}, loss {fixed(line['loss'])} nats and {percent(line['accuracy'])} % right on masked "
-        f"frames, {cell(line['audio_seconds_per_second'])} s of audio per s, {left} left"
+        f"frames, {number(line['audio_seconds_per_second'])} s of audio per s, {left} left"
     )
 
 

@@ -133,11 +133,13 @@ def test_all_of_an_iteration_stands_on_the_page_of_its_own_run(small_run, pages)
 
 def test_the_overview_says_how_far_each_stage_is_and_links_to_all_the_rest(small_run, pages):
     home = RunFolder(small_run.folder).iteration(1)
-    text = pages.get(key_of(home, "overview"))["data"]
+    found = pages.of_run(home)
+    text = found[key_of(home, "overview")]["data"]
     for name in STAGES:
-        assert f"/artifacts/key/{key_of(home, name)}) | done | {pages.get(key_of(home, name))['description']} |" in text
+        page = found[key_of(home, name)]
+        assert f"/artifacts/artifact/{page['id']}) | done | {page['description']} |" in text
     for name in ("checkpoints", "picture-loss", "picture-abx"):
-        assert f"/artifacts/key/{key_of(home, name)})" in text
+        assert f"/artifacts/artifact/{found[key_of(home, name)]['id']})" in text
     for name in ("mlflow", "mlflow-checkpoints"):
         assert pages.get(key_of(home, name))["data"] in text
 
