@@ -109,6 +109,22 @@ class PrefectPages:
         state = self.page.get_by_role("main").get_by_text(name, exact=True).first
         expect(state).to_be_visible(timeout=1000 * RUN_SECONDS)
 
+    def open_question(self) -> Locator:
+        """Open the form of a run that waits for an answer; returns the dialog."""
+        self.page.get_by_role("main").get_by_role("button", name="Open menu").click()
+        self.page.get_by_role("menuitem", name="Resume").click()
+        dialog = self.page.get_by_role("dialog")
+        dialog.get_by_role("button", name=re.compile("^Select ")).first.wait_for()
+        return dialog
+
+    def resume(self, **answers: str) -> None:
+        """Answer what a run asks, and let it go on; what is not named keeps what is proposed."""
+        dialog = self.open_question()
+        for name, value in answers.items():
+            self.fill(name, value)
+        dialog.get_by_role("button", name="Resume").click()
+        dialog.wait_for(state="hidden")
+
     def open_tab(self, name: str) -> Locator:
         """Go to a tab of the run's page (Logs, Artifacts, …); returns what it shows."""
         self.page.get_by_role("tab", name=name).click()
