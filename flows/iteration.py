@@ -1,7 +1,5 @@
 """One HuBERT iteration: label the audio, train on the units, evaluate. The flow that people trigger."""
 
-from typing import Any
-
 from prefect import flow
 
 from flows.evaluation import evaluation
@@ -11,6 +9,8 @@ from hubert.outcome import Outcome
 from tasks import resolve, train
 from tasks.choose import Choose
 from tasks.cluster import cancel_jobs, task_runner
+from tasks.failure import write_page
+from tasks.form import ClusterName, IterationOverrides, Number, RecipeName, RunName
 from tasks.preflight import check_cluster
 
 
@@ -18,37 +18,41 @@ from tasks.preflight import check_cluster
     name="hubert-iteration",
     flow_run_name=resolve.name_of_iteration,
     on_cancellation=[train.stop_trainings, cancel_jobs],
-    on_crashed=[cancel_jobs],
+    on_failure=[write_page],
+    on_crashed=[cancel_jobs, write_page],
 )
 def hubert_iteration(
-    run: str = "demo",
-    recipe: str = "demo",
+    run: RunName = "demo",
+    recipe: RecipeName = "demo",
     data: str = "",
-    iteration: int | None = None,
+    iteration: Number = None,
     teacher: str = "",
-    layer: int | None = None,
-    cluster: str = "local",
+    layer: Number = None,
+    cluster: ClusterName = "local",
     choose: Choose = "auto",
-    overrides: dict[str, Any] | None = None,
+    overrides: IterationOverrides = None,
     *,
     extend: bool = False,
 ) -> Outcome:
     """Run one iteration of HuBERT pretraining; whatever is already done is found and not done again.
 
     Args:
-        run: Name of the run: its folder, and its experiment in MLflow.
-        recipe: Name of a recipe in deployments/recipes, or a path to a TOML file: the science.
-        data: Folder of audio (or archive, or manifest). Empty: the recipe's own corpus, if it makes one.
-        iteration: Number of the iteration, from 1. Empty: the first one that is not finished; after the recipe's last
-            one that is one more, with the settings of the last.
-        teacher: Checkpoint whose layer is clustered: models:/NAME@teacher or models:/NAME/3 (MLflow), RUN/it1 or
-            RUN/it1/step-00000400 (a run's), a folder, a file, a Hub id or a URL. Empty: MFCC, or the version that a person
-            gave the alias `teacher` in MLflow, else what iteration - 1 chose.
+        run: Name of the run: its folder, and its experiment in MLflow. Letters, digits, '.', '_', '+', '-'; or a path.
+        recipe: The science: model, k-means, training. A recipe of deployments/recipes, or the path of a TOML file.
+        data: Folder of audio, archive or manifest, as the worker's machine sees it. Empty: the corpus that the recipe makes
+            (only "demo" makes one).
+        iteration: Number of the iteration, from 1. Empty: the first one that is not finished; after the recipe's last one,
+            one more with the settings of the last.
+        teacher: Checkpoint whose layer is clustered into units. models:/NAME@teacher or models:/NAME/3 (MLflow), RUN/it1 or
+            RUN/it1/step-00000400 (of a run), a folder, a file, a Hugging Face id or a URL. Empty: in iteration 1 MFCCs; later
+            the version to which somebody moved the alias "teacher" in MLflow, else what the iteration before chose.
         layer: Layer of the teacher, from 1. Empty: the one that its run chose.
-        cluster: Name of a file in deployments/clusters, or a path: where the work runs.
-        choose: auto: go on with that teacher. ask: pause, and offer the checkpoints and layers with their scores in a form.
-        overrides: Settings that win over the recipe, such as {"train": {"steps": 500}}.
-        extend: Continue a finished training to more steps.
+        cluster: Where the work runs. A file of deployments/clusters, or the path of a YAML file.
+        choose: Who chooses the teacher if none is given. auto: the service, by its measurements. ask: you; the run pauses and
+            offers all checkpoints and layers with their scores.
+        overrides: Settings that win over the recipe, in this run. An empty field keeps the recipe's value. For any other
+            setting: the menu on the right, "Use JSON Input", such as {"train.warmup_steps": 500}.
+        extend: Let a finished training go on to more steps, instead of starting another one.
     """
     check_cluster(cluster)
     resolved = resolve.settle(

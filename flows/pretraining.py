@@ -7,14 +7,14 @@ hubert-pretraining
     └── evaluation    validation -> ABX, quality -> choice, report   on Dask
 """
 
-from typing import Any
-
 from prefect import flow
 
 from flows.iteration import hubert_iteration
 from tasks import report, resolve, train
 from tasks.choose import Choose, ask_before
 from tasks.cluster import cancel_jobs
+from tasks.failure import write_page
+from tasks.form import ClusterName, RecipeName, RunName, RunOverrides
 from tasks.preflight import check_cluster
 
 
@@ -22,29 +22,32 @@ from tasks.preflight import check_cluster
     name="hubert-pretraining",
     flow_run_name=resolve.name_of_run,
     on_cancellation=[train.stop_trainings, cancel_jobs],
-    on_crashed=[cancel_jobs],
+    on_failure=[write_page],
+    on_crashed=[cancel_jobs, write_page],
 )
 def hubert_pretraining(
-    run: str = "demo",
-    recipe: str = "demo",
+    run: RunName = "demo",
+    recipe: RecipeName = "demo",
     data: str = "",
-    cluster: str = "local",
+    cluster: ClusterName = "local",
     choose: Choose = "auto",
-    overrides: dict[str, Any] | None = None,
+    overrides: RunOverrides = None,
     *,
     extend: bool = False,
 ) -> str:
     """Run all iterations of a recipe; returns the path of the report. Finished work is found and not done again.
 
     Args:
-        run: Name of the run: its folder, and its experiment in MLflow.
-        recipe: Name of a recipe in deployments/recipes, or a path to a TOML file: the science.
-        data: Folder of audio (or archive, or manifest). Empty: the recipe's own corpus, if it makes one.
-        cluster: Name of a file in deployments/clusters, or a path: where the work runs.
-        choose: auto: go on by itself. ask: pause between iterations, and offer the checkpoints and layers with their scores in
-            a form.
-        overrides: Settings that win over the recipe, such as {"train": {"steps": 500}}.
-        extend: Continue finished trainings to more steps.
+        run: Name of the run: its folder, and its experiment in MLflow. Letters, digits, '.', '_', '+', '-'; or a path.
+        recipe: The science: model, k-means, training. A recipe of deployments/recipes, or the path of a TOML file.
+        data: Folder of audio, archive or manifest, as the worker's machine sees it. Empty: the corpus that the recipe makes
+            (only "demo" makes one).
+        cluster: Where the work runs. A file of deployments/clusters, or the path of a YAML file.
+        choose: Who chooses checkpoint and layer between two iterations. auto: the service, by its measurements. ask: you; the
+            run pauses and offers all of them with their scores.
+        overrides: Settings that win over the recipe, in all iterations. An empty field keeps the recipe's value. For any
+            other setting: the menu on the right, "Use JSON Input", such as {"train.warmup_steps": 500}.
+        extend: Let finished trainings go on to more steps, instead of starting others.
     """
     check_cluster(cluster)
     for number in resolve.iterations(recipe, overrides):

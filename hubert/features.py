@@ -309,6 +309,9 @@ class FeaturesStage(Stage):
             specs.append({"start": start, "end": end, "digest": digest([content, *shared])})
         return specs
 
+    def tables(self) -> dict[str, Path]:
+        return {"": self.folder / "sample.parquet"}
+
     def work(self, spec: Spec) -> tuple[list[Path], Figures]:
         rows = pl.read_parquet(self.folder / "sample.parquet")[spec["start"] : spec["end"]]
         extractor = FeatureExtractor(self.source, ChunkRule.of(self.features))

@@ -118,6 +118,10 @@ class ManifestStage(Stage):
                 specs.append({"part": part, "start": start, "end": end, "digest": digest([content, checks])})
         return specs
 
+    def tables(self) -> dict[str, Path]:
+        parts = {TRAIN: self.audio, VALIDATION: self.validation_audio}
+        return {part: self._listed(part) for part, paths in parts.items() if paths}
+
     def work(self, spec: Spec) -> tuple[list[Path], Figures]:
         rows = read_manifest(self._listed(spec["part"]), start=spec["start"], end=spec["end"])
         good, rejected = verify_rows(rows, verify=self.data.verify, resample=self.data.resample)

@@ -31,6 +31,7 @@ from hubert.errors import ConfigError
 PROJECT = Path(__file__).resolve().parent.parent
 DEPLOYMENTS = PROJECT / "deployments"
 PRESETS = DEPLOYMENTS / "recipes" / "presets"
+RUN_NAME = r"[\w][\w.+-]*"  # of a run that is given by its name
 
 
 def find_recipe(name: str) -> Path:
@@ -44,6 +45,16 @@ def find_cluster(name: str) -> Path:
     path = Path(name).expanduser()
     is_path = path.suffix in {".yaml", ".yml"} or "/" in name
     return path.resolve() if is_path else DEPLOYMENTS / "clusters" / f"{name}.yaml"
+
+
+def known_recipes() -> list[str]:
+    """Return the names of the recipes in deployments/recipes."""
+    return sorted(path.stem for path in (DEPLOYMENTS / "recipes").glob("*.toml"))
+
+
+def known_clusters() -> list[str]:
+    """Return the names of the cluster files in deployments/clusters."""
+    return sorted(path.stem for path in (DEPLOYMENTS / "clusters").glob("*.yaml"))
 
 
 def runs_root() -> Path:
@@ -71,7 +82,7 @@ class RunFolder:
         """
         if "/" in name:
             return cls(Path(name).expanduser().resolve())
-        if not re.fullmatch(r"[\w][\w.+-]*", name):
+        if not re.fullmatch(RUN_NAME, name):
             raise ConfigError(f"run {name!r}: expected letters, digits, '.', '_', '+', '-' (or a path with '/')")
         return cls(runs_root() / name)
 

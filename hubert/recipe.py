@@ -176,7 +176,8 @@ def read_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recip
         raise ConfigError(f"recipe {path} does not exist; recipes beside it: {known}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"recipe {path} is not TOML: {error}") from error
-    return build_recipe(apply_overrides(tables, overrides or {}), where=str(path))
+    where = f"{path} with the overrides {dict(overrides)}" if overrides else str(path)
+    return build_recipe(apply_overrides(tables, overrides or {}), where=where)
 
 
 def apply_overrides(tables: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

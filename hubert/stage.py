@@ -110,6 +110,10 @@ class Stage(ABC):
         """Put the shards together: write the stage's own files and return them with the stage's figures."""
         return [], {}
 
+    def tables(self) -> Mapping[str, Path]:
+        """Return the parquet files whose rows the shards' `start` and `end` are of, by the shards' `part`, if they have those."""
+        return {}
+
     def seconds_of(self, receipts: list[Receipt]) -> float:
         """Return the seconds that the shards took, one after the other."""
         return sum(receipt.seconds for receipt in receipts)

@@ -111,6 +111,9 @@ class UnitsStage(Stage):
                 specs.append({"part": part, "start": start, "end": end, "digest": digest([content, shared])})
         return specs
 
+    def tables(self) -> Mapping[str, Path]:
+        return self.manifests
+
     def work(self, spec: Spec) -> tuple[list[Path], Figures]:
         rows = read_manifest(self.manifests[spec["part"]], start=spec["start"], end=spec["end"])
         codebook = Codebook.load(self.codebook)

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
-from prefect import get_run_logger, runtime, task
+from prefect import get_client, get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact
 
 from hubert.errors import ConfigError
@@ -27,7 +28,7 @@ def settle(run: str, recipe: str, data: str, *, choose: Choose = "auto", **wishe
     record = folder.resolved(str(runtime.flow_run.id or "direct"))
     if runtime.flow_run.run_count > 1 and record.exists():
         get_run_logger().info("This run was tried before: its settings are read from %s", record)
-        return Resolved.load(record)
+        return announce(Resolved.load(record))
     wished = wishes.pop("iteration", None)
     number = first_unfinished(folder) if wished is None else wished
     check_number(number)
@@ -42,6 +43,17 @@ def settle(run: str, recipe: str, data: str, *, choose: Choose = "auto", **wishe
         key="resolved-settings",
         description="what this run does",
     )
+    return announce(resolved)
+
+
+def announce(resolved: Resolved) -> Resolved:
+    """Give the surrounding flow run the name and the tags by which people find it, such as `librispeech it2 layer 9`."""
+    name, number, source = RunFolder.of(resolved.run).name, resolved.number, resolved.iteration.source
+    title = f"{name} it{number} {'MFCC' if source.is_mfcc else f'layer {source.layer}'}"
+    tags = {*runtime.flow_run.tags, name, f"it{number}"}
+    if runtime.flow_run.id:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(UUID(runtime.flow_run.id), name=title, tags=sorted(tags))
     return resolved
 
 
@@ -77,13 +89,14 @@ def iterations(recipe: str, overrides: Mapping[str, Any] | None) -> range:
 
 
 def name_of_iteration() -> str:
-    """Name a flow run by what it does, such as `librispeech it2`."""
+    """Name a flow run by what it was asked to do, such as `librispeech it2`; `announce` knows the rest."""
     parameters = runtime.flow_run.parameters
-    number = parameters.get("iteration")
-    return f"{Path(parameters.get('run', '')).name} {f'it{number}' if number else 'next iteration'}"
+    number, layer = parameters.get("iteration"), parameters.get("layer")
+    words = [Path(parameters.get("run", "")).name, f"it{number}" if number else "next iteration"]
+    return " ".join([*words, f"layer {layer}"] if layer else words)
 
 
 def name_of_run() -> str:
     """Name a pretraining by its run and recipe."""
     parameters = runtime.flow_run.parameters
-    return f"{Path(parameters.get('run', '')).name} ({parameters.get('recipe', '')})"
+    return f"{Path(parameters.get('run', '')).name}, all iterations of {Path(parameters.get('recipe', '')).stem}"

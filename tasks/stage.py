@@ -6,6 +6,7 @@ shards, each with its receipt: a retry or a replaced worker redoes only what is 
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -24,6 +25,7 @@ from prefect_dask.task_runners import DaskTaskRunner, PrefectDaskFuture
 
 from hubert.errors import ConfigError, DataError, TrainingCancelled, TrainingDiverged, TransientError
 from hubert.stage import Figures, Plan, Stage, group
+from tasks.failure import describe_shard, noting
 
 if TYPE_CHECKING:
     from tasks.slurm_workers import SlurmWorkers
@@ -61,7 +63,8 @@ def work_on_shards(label: str, stage: Stage, indices: Sequence[int]) -> int:  # 
     """Do some shards, one after the other; returns their number."""
     plan = stage.plan()
     for index in indices:
-        stage.run_shard(index, plan)
+        with noting(stage=stage.label, shard=partial(describe_shard, stage, index, plan), folder=stage.folder):
+            stage.run_shard(index, plan)
     return len(indices)
 
 
@@ -133,7 +136,7 @@ def run_stage(stage: Stage, summary: Callable[[Figures], str]) -> Figures:
         cached(stage.label, str(stage.folder))
         logger.info("%s: finished before, in %s", stage.label, stage.folder)
         return dict(done["figures"])
-    with stage.lock(say=logger.info):
+    with noting(stage=stage.label, folder=stage.folder), stage.lock(say=logger.info):
         if (done := stage.done()) is None:
             result_of(plan_stage.submit(stage.label, stage), Patience(stage.label))
             _work(stage, stage.plan())

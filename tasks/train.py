@@ -19,6 +19,7 @@ from hubert.pipeline import Iteration
 from hubert.stage import Figures
 from hubert.train import MAX_RESTARTS, TrainStage, train_until_done
 from tasks.cluster_settings import read_cluster
+from tasks.failure import noting
 from tasks.markdown import cell, pairs
 from tasks.slurm_settings import SlurmSettings
 from tasks.slurm_training import SlurmLauncher
@@ -138,7 +139,8 @@ def run(iteration: Iteration, cluster: str) -> Figures:
     if (done := stage.done()) is not None:
         cached(stage.label, str(stage.folder))
         return dict(done["figures"])
-    figures = follow_training(stage.label, iteration, cluster)
+    with noting(stage=stage.label, folder=stage.folder, log=stage.folder / "train.log"):
+        figures = follow_training(stage.label, iteration, cluster)
     publish(stage, pairs({name: value for name, value in figures.items() if not isinstance(value, dict | list)}))
     return figures
 

@@ -1,0 +1,180 @@
+"""What a failed run says: where it happened, why, and what to do, as a page of the run in the Prefect UI.
+
+Where is noted on the error while it passes (`noting`): the notes travel with it from a Dask worker, stand in every
+traceback, and `write_page` collects them. A process that was killed leaves no error: then the page says what was under way.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import polars as pl
+from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
+
+from hubert.errors import (
+    ConfigError,
+    DataError,
+    HubertError,
+    TrainingCancelled,
+    TrainingDiverged,
+    TransientError,
+    first_line,
+)
+from hubert.paths import RunFolder
+from hubert.stage import Plan, Stage
+from tasks.follow import read_family
+from tasks.markdown import table
+from tasks.prefect_api import PrefectApi, connect
+
+KEY = "what-failed"
+FACTS = ("stage", "shard", "folder", "log")
+
+# What to do, by error; one point per line. {again} and {copy}: for a run that was started by a deployment, else the second.
+ADVICE: dict[type[BaseException], str] = {
+    ConfigError: "A setting cannot be obeyed; the message names it. If it stands in the form: {copy}\n"
+    "If a file or folder is missing: put it there. {again}",
+    DataError: "The data are not what they have to be; the message names the file. Restore, correct or remove it. {again}\n"
+    "If the message names a setting, such as `data.max_rejected`, that is the other way. {copy}",
+    TrainingDiverged: "The same training would end the same way. Try a lower `train.learning_rate`, more "
+    "`train.warmup_steps`, or `train.precision` = fp32: that is another training, and this one stays. {copy}",
+    TrainingCancelled: "Somebody stopped the training, so the service does not start it again by itself. To go on from its "
+    "last checkpoint: {again}",
+    TransientError: "Something around the program failed: a process, a machine, a disk, the network. {again}\n"
+    "If it fails again, the message names the likely cause: often too little memory (the section of the cluster file) or a "
+    "full disk.",
+}
+UNFORESEEN = (
+    "Nobody foresaw this error: a fault of the program, or of a library. {again}\n"
+    "If it fails again, report it with the traceback in the log and the settings (the run's artifact `resolved-settings`)."
+)
+KILLED = (
+    "The process of the run is gone. Likely cause: it used too much memory, somebody stopped it, or the machine or the "
+    "service went down. {again}\n"
+    "A training that still runs is found and followed."
+)
+KEPT = "It goes on where it was: finished shards, steps and stages are not done again."
+RETRY = (
+    "Press **Retry** in the menu at the top right of [the run's page]({page}), or type `prefect flow-run retry {id}`."
+)
+START = "Start it once more with the same parameters."
+COPY = (
+    "Press **Copy to new run** in the menu at the top right of [the run's page]({page}), change the field, and submit."
+)
+CHANGE = "Start it again with another value."
+MARKDOWN = re.compile(r"([\\`*_<>\[\]|#])")
+
+
+@contextmanager
+def noting(**facts: Any) -> Iterator[None]:
+    """Write on an error that passes where it happened (facts may be functions); what was noted before, nearer to it, stands.
+
+    The message of an error of ours, which becomes the state of every run above it, begins with the place.
+    """
+    try:
+        yield
+    except Exception as error:
+        known = facts_of(error)
+        new = {name: _say(facts[name]) for name in FACTS if name in facts and name not in known}
+        for name, value in new.items():
+            error.add_note(f"{name}: {value}")
+        if isinstance(error, HubertError) and "stage" in new and not str(error).startswith(new["stage"]):
+            place = f"{new['stage']}, shard {new['shard']}" if "shard" in new else new["stage"]
+            error.args = (f"{place}: {error}", *error.args[1:])
+        raise
+
+
+def _say(fact: Any) -> str:
+    try:
+        return str(fact() if callable(fact) else fact)
+    except Exception as error:  # noqa: BLE001  (what explains an error must not stand in its place)
+        return f"unknown ({first_line(error)})"
+
+
+def facts_of(error: BaseException | None) -> dict[str, str]:
+    """Return what was noted on an error."""
+    notes = (note.partition(": ") for note in getattr(error, "__notes__", ()))
+    return {name: value for name, colon, value in notes if colon and name in FACTS}
+
+
+def describe_shard(stage: Stage, index: int, plan: Plan) -> str:
+    """Return which shard that is, and the first and last file of it, if it is made of files."""
+    spec = plan.specs[index]
+    name = f"{index} (of {len(plan)}, counted from 0)"
+    listing = stage.tables().get(spec.get("part", ""))
+    if listing is None or not listing.exists():
+        return name
+    ids = pl.scan_parquet(listing).slice(spec["start"], spec["end"] - spec["start"]).select("fileid").collect()
+    files = ids["fileid"].to_list()
+    return f"{name}, files {files[0]} to {files[-1]}" if files else name
+
+
+# The page ---------------------------------------------------------------------------------------------------------
+
+
+def write_page(flow: Any, flow_run: Any, state: Any) -> None:  # noqa: ARG001  (Prefect passes all three by name)
+    """Write the page of a run that has failed or crashed. Prefect calls it: in the run's process, or after its death."""
+    error = state.result(raise_on_failure=False) if state.is_failed() else None
+    with connect(PREFECT_API_URL.value() or "") as api:
+        text = build_page(api, flow_run, error if isinstance(error, BaseException) else None, state.message or "")
+        content = {"key": KEY, "type": "markdown", "description": "what failed, where, and what to do"}
+        api.post("/artifacts/", {**content, "data": text, "flow_run_id": str(flow_run.id)})
+
+
+def build_page(api: PrefectApi, flow_run: Any, error: BaseException | None, message: str) -> str:
+    """Return the page as markdown."""
+    family = read_family(api, str(flow_run.id))
+    facts = facts_of(error)
+    reason, _, details = (f"{type(error).__name__}: {error}" if error else message).partition("\n")
+    stage = f" in {facts['stage']}" if "stage" in facts else ""
+    rows = [*((name, f"`{value}`") for name, value in facts.items()), *_links(api, family, error)]
+    parts = [
+        f"## {family[0]['name']} {'failed' if error else 'crashed'}{stage}",
+        MARKDOWN.sub(r"\\\1", reason),
+        table(["", ""], rows),
+        "### What to do",
+        "\n".join(f"- {line}" for line in advise(error, flow_run)),
+        f"`hubert status {_run_of(flow_run)}` says what of the run is done.",
+        f"### The rest of the message\n\n```\n{details.strip()}\n```" if details.strip() else "",
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def advise(error: BaseException | None, flow_run: Any) -> list[str]:
+    """Say what to do about an error; None: the process was killed."""
+    text = next((found for kind, found in ADVICE.items() if isinstance(error, kind)), UNFORESEEN if error else KILLED)
+    again, copy = (RETRY, COPY) if flow_run.deployment_id is not None else (START, CHANGE)
+    place = {"page": address_of("flow-run", flow_run.id), "id": flow_run.id}
+    return text.format(again=f"{again.format(**place)} {KEPT}", copy=copy.format(**place)).splitlines()
+
+
+def address_of(kind: str, run_id: Any) -> str:
+    """Return where a run's page is on the server that shows the link, whatever name the browser has for it."""
+    return f"{urlsplit(PREFECT_UI_URL.value() or '').path}/runs/{kind}/{run_id}"
+
+
+def _links(api: PrefectApi, family: list[dict[str, Any]], error: BaseException | None) -> Iterator[tuple[str, str]]:
+    """Give the innermost run that failed (its log has the traceback) and the tasks that failed, or were under way."""
+    states = ("FAILED", "CRASHED") if error else ("RUNNING", "PENDING", "CRASHED")
+    wanted = {
+        "flow_runs": {"id": {"any_": [run["id"] for run in family]}},
+        "task_runs": {"state": {"type": {"any_": states}}},
+    }
+    tasks = api.post("/task_runs/filter", {**wanted, "sort": "END_TIME_DESC"})
+    own = [task for task in tasks if not (task["state"]["state_details"] or {}).get("child_flow_run_id")]
+    inner = [run for run in family if run["state_type"] in states] or family[:1]
+    yield "log", f"[{inner[-1]['name']}]({address_of('flow-run', inner[-1]['id'])}), tab Logs"
+    if own:
+        shown = ", ".join(f"[{task['name']}]({address_of('task-run', task['id'])})" for task in own[:5])
+        yield "failed" if error else "under way", f"{shown}{', ...' if len(own) > 5 else ''}"
+
+
+def _run_of(flow_run: Any) -> str:
+    """Return how the run is called in a shell: its name, or its path."""
+    run = str(flow_run.parameters.get("run", "demo"))
+    try:
+        folder = RunFolder.of(run)
+    except ConfigError:
+        return "RUN"
+    return run if run == folder.name else f"'{folder.root}'" if re.search(r"\s", run) else str(folder.root)
