@@ -64,13 +64,13 @@ def measure(folder: Path, cluster: str, num_shards: int, seconds: float) -> dict
 
     @flow(task_runner=task_runner(cluster, "extraction"))
     def sleep() -> None:
-        run_stage(SleepStage(folder / "start", 1, 0.0), str)  # the first task starts the workers
+        run_stage(SleepStage(folder / "start", 1, 0.0))  # the first task starts the workers
         with get_dask_client() as client:
             client.wait_for_workers(NUM_WORKERS)
-        run_stage(SleepStage(folder / "warm", 2 * NUM_WORKERS, 1.0), str)  # each worker imports the project
+        run_stage(SleepStage(folder / "warm", 2 * NUM_WORKERS, 1.0))  # each worker imports the project
         get_run_logger().info("%d workers are up", NUM_WORKERS)
         start = time.perf_counter()
-        run_stage(stage, str)
+        run_stage(stage)
         took.append(time.perf_counter() - start)
 
     sleep()

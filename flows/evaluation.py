@@ -13,11 +13,11 @@ def evaluation(resolved: Resolved) -> Outcome:
     iteration = resolved.iteration
     validate.run(iteration.validate)
     if iteration.abx_manifest is not None:
-        manifest.run(iteration.abx_manifest)
+        manifest.run(iteration.abx_manifest, "ABX audio")
     if iteration.abx is not None:
         abx.run(iteration.abx)
     if iteration.quality_manifest is not None:
-        manifest.run(iteration.quality_manifest)
+        manifest.run(iteration.quality_manifest, "aligned audio")
     if iteration.quality is not None:
         quality.run(iteration.quality)
     report.run(iteration)

@@ -56,6 +56,7 @@ class ABXStage(Stage):
     """ABX error rates, in per cent, of MFCC and of each layer of the scored checkpoints."""
 
     name: ClassVar[str] = "abx"
+    counted: ClassVar[str] = "checkpoints"
     parent: Path
     manifest: Path
     manifest_key: str
@@ -173,6 +174,7 @@ class QualityStage(Stage):
     """Purity and PNMI against phone alignments: of this iteration's units, and of units clustered on each layer."""
 
     name: ClassVar[str] = "quality"
+    counted: ClassVar[str] = "parts"
     parent: Path
     manifest: Path
     manifest_key: str

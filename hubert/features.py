@@ -264,6 +264,7 @@ class FeaturesStage(Stage):
     """Frames of the k-means sample: some utterances (paper: 10 %), chosen by a hash of seed and fileid."""
 
     name: ClassVar[str] = "features"
+    counted: ClassVar[str] = "files"
     parent: Path
     manifest: Path
     source: FeatureSource

@@ -221,6 +221,7 @@ class KMeansStage(Stage):
     """Fit the codebook on the sampled frames."""
 
     name: ClassVar[str] = "kmeans"
+    counted: ClassVar[str] = "codebooks"
     parent: Path
     shards: list[Path]
     features_key: str

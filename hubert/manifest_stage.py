@@ -48,6 +48,7 @@ class ManifestStage(Stage):
     """All audio of a run, checked. With `split`, its training and validation parts; else only `everything`."""
 
     name: ClassVar[str] = "manifest"
+    counted: ClassVar[str] = "files"
     parent: Path
     audio: list[Path]
     validation_audio: list[Path]

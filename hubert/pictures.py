@@ -1,6 +1,6 @@
 """Which pictures a report shows, and from which figures each one is drawn. A picture without data is left out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from markupsafe import Markup
 from hubert.findings import Findings, Row, unit_usage
 from hubert.paths import read_json
 from hubert.phone_classes import order_phones
-from hubert.plots import BLUE, GREEN, GREY, ORANGE, SERIES, Curve, Level, heat_map, line_plot, usage_plot
+from hubert.plots import BLUE, GREEN, GREY, ORANGE, SERIES, Curve, Level, heat_map, line_plot, standalone, usage_plot
 from hubert.training_folder import read_metrics
 
 Pictures = dict[str, Markup]
@@ -18,18 +18,21 @@ LAYER_AXIS = "layer (the chosen one is ringed)"
 STEP_AXIS = "optimizer steps"
 
 
-def draw_iteration(findings: Findings, stages: Mapping[str, Path]) -> Pictures:
-    """Draw the pictures of an iteration's page: loss, accuracy, abx, pnmi, usage, heat."""
+ALL = ("loss", "accuracy", "abx", "pnmi", "usage", "heat")
+
+
+def draw_iteration(findings: Findings, stages: Mapping[str, Path], names: Collection[str] = ALL) -> Pictures:
+    """Draw the pictures of an iteration's page, or some of them: loss, accuracy, abx, pnmi, usage, heat."""
     metrics = read_metrics(stages["train"] / "metrics.jsonl") if "train" in stages else []
-    drawn = {
-        "loss": _draw_loss(findings, metrics),
-        "accuracy": _draw_accuracy(findings, metrics),
-        "abx": _draw_abx(findings),
-        "pnmi": _draw_pnmi(findings),
-        "usage": _draw_usage(findings, stages.get("units")),
-        "heat": _draw_heat(stages.get("quality")),
+    draw: dict[str, Callable[[], str | None]] = {
+        "loss": lambda: _draw_loss(findings, metrics),
+        "accuracy": lambda: _draw_accuracy(findings, metrics),
+        "abx": lambda: _draw_abx(findings),
+        "pnmi": lambda: _draw_pnmi(findings),
+        "usage": lambda: _draw_usage(findings, stages.get("units")),
+        "heat": lambda: _draw_heat(stages.get("quality")),
     }
-    return _present(drawn)
+    return _present({name: draw[name]() for name in ALL if name in names})
 
 
 def draw_run(findings: Mapping[int, Findings], baseline: Row) -> Pictures:
@@ -40,6 +43,13 @@ def draw_run(findings: Mapping[int, Findings], baseline: Row) -> Pictures:
         "gain": _draw_gains(findings),
     }
     return _present(drawn)
+
+
+def draw_training(metrics: Path) -> str | None:
+    """Draw the losses of a training so far, as a picture of its own; None before the first line of its log."""
+    curves = [_curve("training, masked", read_metrics(metrics), "loss", colour=BLUE)]
+    plot = line_plot("loss", "loss by step", curves, x_label=STEP_AXIS, y_label="cross-entropy (nats)")
+    return standalone(plot) if plot else None
 
 
 def _present(drawn: Mapping[str, str | None]) -> Pictures:

@@ -270,6 +270,16 @@ def write_svg(figure: Figure, name: str, alt: str) -> str:
     return f'<svg class="plot" role="img" viewBox="{view}" style="max-width: {width * 1.5:g}px">{_title(alt)}{body}'
 
 
+def standalone(svg: str) -> str:
+    """Return a picture for a file of its own: with a namespace, a font and a background, which else are the page's."""
+    # `str`: the text of a `Markup` would escape what is put into it.
+    return (
+        str(svg)
+        .replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" ', 1)
+        .replace('style="', 'style="background: #ffffff; ', 1)
+    )
+
+
 def _title(alt: str) -> str:
     escapes: Mapping[int, str] = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
     return f"<title>{alt.translate(escapes)}</title>"

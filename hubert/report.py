@@ -33,6 +33,7 @@ class ReportStage(Stage):
     """The page of one iteration: it shows the stages that it is given, beside the previous iteration."""
 
     name: ClassVar[str] = "report"
+    counted: ClassVar[str] = "pages"
     parent: Path
     run_folder: Path
     number: int

@@ -88,6 +88,7 @@ class Stage(ABC):
     name: ClassVar[str]
     version: ClassVar[int] = 1
     parent: Path
+    counted: ClassVar[str] = "shards"  # what the progress is counted in, for people
     accepts_pruned = True  # False: outputs that `hubert prune` removed are needed again, so without them it is not done
 
     @abstractmethod

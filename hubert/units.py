@@ -72,6 +72,7 @@ class UnitsStage(Stage):
     """Label the files of some manifests (`train`, `validation`) with a codebook."""
 
     name: ClassVar[str] = "units"
+    counted: ClassVar[str] = "files"
     parent: Path
     manifests: Mapping[str, Path]
     manifest_key: str

@@ -193,6 +193,7 @@ class ValidateStage(Stage):
     """
 
     name: ClassVar[str] = "validate"
+    counted: ClassVar[str] = "checkpoints"
     parent: Path
     table: Path
     table_key: str

@@ -2,10 +2,9 @@
 
 from hubert.features import FeaturesStage
 from hubert.stage import Figures
-from tasks.markdown import pairs
 from tasks.stage import run_stage
 
 
 def run(stage: FeaturesStage) -> Figures:
     """Extract the sampled features."""
-    return run_stage(stage, lambda figures: pairs({"clustered": stage.source.describe(), **figures, "source": ""}))
+    return run_stage(stage)

@@ -20,7 +20,6 @@ from hubert.config import KMeansSettings
 from hubert.features import read_frames, shard_shape
 from hubert.kmeans import CHUNK, KMeansStage, iterate_chunks, mean_variance
 from hubert.stage import Figures
-from tasks.markdown import pairs
 from tasks.stage import run_stage
 
 
@@ -74,4 +73,4 @@ def run(stage: KMeansStage) -> Figures:
     """Fit the codebook, by dask-ml unless the recipe asks for torch."""
     if stage.kmeans.backend == "dask":
         stage = DaskKMeansStage(**{field.name: getattr(stage, field.name) for field in fields(stage)})
-    return run_stage(stage, lambda figures: pairs({**figures, "sha256": figures["sha256"][:12]}))
+    return run_stage(stage)

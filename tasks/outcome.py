@@ -1,12 +1,21 @@
 """Choose checkpoint and layer: `hubert.outcome`, shown on the run's page."""
 
 from prefect import task
-from prefect.artifacts import create_markdown_artifact
 
-from hubert.candidates import list_candidates, save_candidates
+from hubert.candidates import Candidate, list_candidates, save_candidates
 from hubert.outcome import Outcome, read_outcome
+from hubert.paths import read_json
 from hubert.pipeline import Iteration
+from hubert.plots import standalone
+from hubert.wording import fixed, percent
+from tasks.page import key_of, show, show_picture, show_table
 from tasks.stage import cached
+
+PICTURES = {
+    "loss": "losses by step, training and validation",
+    "abx": "ABX error by layer",
+    "pnmi": "what units of each layer say about phones (PNMI)",
+}
 
 
 def run(iteration: Iteration) -> Outcome:
@@ -18,6 +27,7 @@ def run(iteration: Iteration) -> Outcome:
         cached(label, str(iteration.home))
     else:
         choose(label, iteration, outcome)
+    show_choice(iteration, outcome)
     return outcome
 
 
@@ -26,8 +36,43 @@ def choose(label: str, iteration: Iteration, outcome: Outcome) -> None:  # noqa:
     """Write the choice down and show it."""
     save_candidates(iteration.folder, outcome.iteration, list_candidates(iteration))
     outcome.save(iteration.folder)
-    create_markdown_artifact(
-        f"**Chosen:** step {outcome.step}, layer {outcome.layer}\n\n{outcome.why}\n\n`{outcome.checkpoint}`",
-        key=f"it{outcome.iteration}-choice",
-        description="checkpoint and layer for the next iteration",
+
+
+def show_choice(iteration: Iteration, outcome: Outcome) -> None:
+    """Show the choice, the checkpoints that there are to choose from, and the curves behind it."""
+    chosen = f"step {outcome.step:,}, layer {outcome.layer}"
+    show(
+        "markdown",
+        key_of(iteration.home, "choice"),
+        f"**Chosen for the next iteration: {chosen}**\n\nThe checkpoint: lowest masked loss on validation.\n\n"
+        f"The layer: {outcome.why}.\n\n`{outcome.checkpoint}`",
+        f"chosen for the next iteration: {chosen}; {outcome.why}",
     )
+    candidates = list_candidates(iteration)
+    rows = [checkpoint_row(candidate, outcome) for candidate in candidates]
+    text = f"{len(rows):,} checkpoints of it{outcome.iteration}; chosen: step {outcome.step:,}"
+    show_table(iteration.home, "checkpoints", rows, text)
+    from hubert.pictures import draw_iteration  # matplotlib takes a second to import
+
+    findings = read_json(iteration.report.folder / "report.json")
+    stages = {stage.name: stage.folder for stage in iteration.evaluated()}
+    pictures = draw_iteration(findings, stages, PICTURES) if findings is not None else {}
+    for name, words in PICTURES.items():
+        if name in pictures:
+            show_picture(iteration.home, name, standalone(pictures[name]), f"it{outcome.iteration}: {words}")
+
+
+def checkpoint_row(candidate: Candidate, outcome: Outcome) -> dict[str, str]:
+    """Return what the table of checkpoints says of one."""
+    best = candidate.best_layer
+    is_chosen = candidate.sha256 == outcome.sha256
+    why = f"chosen: lowest validation loss; layer {outcome.layer}: {outcome.why}" if is_chosen else ""
+    return {
+        "step": f"{candidate.step:,}",
+        "validation loss, masked (nats)": fixed(candidate.masked_loss),
+        "accuracy, masked (%)": percent(candidate.masked_accuracy),
+        "best layer": str(candidate.layer) if best is not None else "not scored",
+        "ABX error within speaker (%)": fixed(best.within, 2) if best is not None else "-",
+        "ABX error across speakers (%)": fixed(best.across, 2) if best is not None else "-",
+        "choice": why,
+    }

@@ -22,6 +22,7 @@ from hubert.outcome import Outcome
 from hubert.paths import RunFolder, read_json
 from hubert.pictures import draw_iteration
 from hubert.pipeline import Iteration
+from hubert.plots import standalone
 from tasks.tracking import FOLDER_MARK, OUTAGE, Tracker, experiment_of, mark_of
 
 BEST, TEACHER = "best", "teacher"
@@ -96,8 +97,7 @@ def artifacts_of(iteration: Iteration, scratch: Path) -> dict[Path, str]:
     findings = read_json(folder / "report.json") or {}
     stages = {stage.name: stage.folder for stage in iteration.evaluated()}
     for name, plot in draw_iteration(findings, stages).items():
-        text = plot.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)  # which a page does without
-        (scratch / f"{name}.svg").write_text(text, encoding="utf-8")
+        (scratch / f"{name}.svg").write_text(standalone(plot), encoding="utf-8")
     files = {folder / name: "" for name in ("report.html", "report.json")}
     files |= {iteration.folder.settings(iteration.number): "", iteration.folder.choice(iteration.number): ""}
     files |= dict.fromkeys(sorted(scratch.glob("*.svg")), "plots")

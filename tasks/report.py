@@ -3,13 +3,12 @@
 import os
 
 from prefect import get_run_logger, task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from hubert.errors import TransientError
 from hubert.paths import RunFolder
 from hubert.pipeline import Iteration
 from hubert.report import is_summarised, summarise_run
-from tasks.markdown import pairs
+from tasks.page import key_of, open_page, show, show_link
 from tasks.stage import cached, run_stage
 
 SUMMARY = "report of the run"
@@ -20,10 +19,7 @@ def run(iteration: Iteration) -> None:
     """Write the iteration's report, and log its figures to MLflow."""
     stage = iteration.report
     was_done = stage.done() is not None
-    run_stage(
-        stage,
-        lambda figures: pairs({name: value for name, value in figures.items() if not isinstance(value, dict | list)}),
-    )
+    run_stage(stage)
     server = os.environ.get("MLFLOW_TRACKING_URI", "")
     logged = stage.folder / LOGGED
     if not server or (was_done and logged.exists() and logged.read_text() == server):
@@ -38,12 +34,13 @@ def run(iteration: Iteration) -> None:
     except TransientError as error:
         get_run_logger().warning("%s. Run this again when it answers, and it gets all that it misses", error)
     else:
-        create_link_artifact(address, key=f"it{iteration.number}-checkpoints", link_text="checkpoints in MLflow")
+        show_link(iteration.home, "mlflow-checkpoints", address, "checkpoints in MLflow: sort, compare, choose")
         logged.write_text(server)
 
 
 def summarise(run: str) -> str:
     """Write the page of the whole run and show its table; returns the page's path. Up to date, it is left as it is."""
+    open_page()
     folder = RunFolder.of(run)
     if is_summarised(folder):
         cached(SUMMARY, str(folder.report))
@@ -56,9 +53,10 @@ def summarise(run: str) -> str:
 def write_summary(label: str, folder: RunFolder) -> None:  # noqa: ARG001  (`label` names the run)
     """Write the page of the whole run, and show its table."""
     path, text = summarise_run(folder)
-    create_markdown_artifact(
+    show(
+        "markdown",
+        key_of(folder.root, "comparison"),
         f"```\n{text}\n```\n\nreport: `{path}`",  # as text: browsers follow no link from a server's page to a file
-        key="comparison",
-        description="MFCC and all iterations, side by side",
+        f"{folder.name}: MFCC and all iterations, side by side",
     )
     get_run_logger().info("%s", text)

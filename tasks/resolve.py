@@ -6,13 +6,13 @@ from typing import Any
 from uuid import UUID
 
 from prefect import get_client, get_run_logger, runtime, task
-from prefect.artifacts import create_markdown_artifact
 
 from hubert.errors import ConfigError
 from hubert.paths import RunFolder, demo_corpus_folder, find_recipe
 from hubert.recipe import read_recipe
 from hubert.resolve import Resolved, check_number, first_unfinished, resolve
 from tasks.choose import Choose, settle_teacher
+from tasks.page import key_of, open_page, show
 from tasks.stage import RETRIES
 
 
@@ -24,6 +24,7 @@ def settle(run: str, recipe: str, data: str, *, choose: Choose = "auto", **wishe
     Raises:
         ConfigError: something asked for does not exist or contradicts itself; nothing was started.
     """
+    open_page()
     folder = RunFolder.of(run)
     record = folder.resolved(str(runtime.flow_run.id or "direct"))
     if runtime.flow_run.run_count > 1 and record.exists():
@@ -37,11 +38,12 @@ def settle(run: str, recipe: str, data: str, *, choose: Choose = "auto", **wishe
     resolved = resolve(run, recipe, data, iteration=number, pick=pick, **wishes)
     resolved.save(record)
     resolved.remember()
-    create_markdown_artifact(
+    show(
+        "markdown",
+        key_of(resolved.iteration.home, "settings"),
         f"**{folder.name}, iteration {resolved.number}**\n\nstarts from: {resolved.iteration.source.describe()} "
         f"({resolved.chosen})\n\n`{record}`\n\n```toml\n{record.read_text()}\n```",
-        key="resolved-settings",
-        description="what this run does",
+        f"what this run does: {folder.name}, iteration {resolved.number}, from {resolved.iteration.source.describe()}",
     )
     return announce(resolved)
 

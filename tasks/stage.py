@@ -5,15 +5,13 @@ shards, each with its receipt: a retry or a replaced worker redoes only what is 
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from distributed.scheduler import KilledWorker
 from prefect import get_run_logger, task
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext
@@ -26,6 +24,8 @@ from prefect_dask.task_runners import DaskTaskRunner, PrefectDaskFuture
 from hubert.errors import ConfigError, DataError, TrainingCancelled, TrainingDiverged, TransientError
 from hubert.stage import Figures, Plan, Stage, group
 from tasks.failure import describe_shard, noting
+from tasks.page import show_link, show_stage
+from tasks.progress import Bar
 
 if TYPE_CHECKING:
     from tasks.slurm_workers import SlurmWorkers
@@ -78,10 +78,9 @@ def finish_stage(label: str, stage: Stage) -> Figures:  # noqa: ARG001
 class Patience:
     """Waits for tasks, and says what they wait for while no worker is there: in the log, and beside the progress bar."""
 
-    def __init__(self, label: str, bar: UUID | None = None) -> None:
+    def __init__(self, label: str, bar: Bar | None = None) -> None:
         self.label = label
         self.bar = bar
-        self.progress = 0.0
         self._text = ""
         self._said = 0.0
 
@@ -93,12 +92,16 @@ class Patience:
         """
         while not future.wrapped_future.done():  # type: ignore[attr-defined]  # all task runners' futures wrap one
             future.wait(WAIT_SECONDS)
+            waits_for = ""
             if (cluster := slurm_workers()) is not None:
                 if cluster.failure:
                     future.wrapped_future.cancel()  # type: ignore[attr-defined]
                     mark_crashed(future, cluster.failure)
                     raise TransientError(f"{self.label}: {cluster.failure}")
-                self._say(cluster.waits_for())
+                waits_for = cluster.waits_for()
+                self._say(waits_for)
+            if self.bar is not None:
+                self.bar.look(waits_for)
 
     def _say(self, text: str) -> None:
         now = time.monotonic()
@@ -107,9 +110,6 @@ class Patience:
         self._text, self._said = text, now
         if text:
             get_run_logger().info("%s: no worker yet: %s", self.label, text)
-        if self.bar is not None:
-            shown = f"{self.label}: shards ({text})" if text else f"{self.label}: shards"
-            update_progress_artifact(self.bar, self.progress, description=shown)
 
 
 def slurm_workers() -> "SlurmWorkers | None":
@@ -120,12 +120,12 @@ def slurm_workers() -> "SlurmWorkers | None":
     return cluster if hasattr(cluster, "waits_for") else None
 
 
-def run_stage(stage: Stage, summary: Callable[[Figures], str]) -> Figures:
+def run_stage(stage: Stage, name: str = "") -> Figures:
     """Run a stage with the task runner of the surrounding flow, and return its figures.
 
     Args:
         stage: the stage; what is already done of it is not done again.
-        summary: turns the figures into the markdown that the run's page shows.
+        name: on the run's page, where the stage's own name does not tell it from another one of the run.
 
     Raises:
         DataError, ConfigError: the first error of a shard; all other shards were finished before it is raised.
@@ -135,31 +135,44 @@ def run_stage(stage: Stage, summary: Callable[[Figures], str]) -> Figures:
     if (done := stage.done()) is not None:
         cached(stage.label, str(stage.folder))
         logger.info("%s: finished before, in %s", stage.label, stage.folder)
-        return dict(done["figures"])
+        figures = dict(done["figures"])
+        show_stage(stage, figures, name)
+        return figures
     with noting(stage=stage.label, folder=stage.folder), stage.lock(say=logger.info):
         if (done := stage.done()) is None:
             result_of(plan_stage.submit(stage.label, stage), Patience(stage.label))
-            _work(stage, stage.plan())
-            figures = result_of(finish_stage.submit(stage.label, stage), Patience(stage.label))
+            figures = _work(stage, stage.plan(), name)
         else:  # another process finished it while this one waited for the lock
             figures = dict(done["figures"])
-    publish(stage, summary(figures))
+    show_stage(stage, figures, name)
     return figures
 
 
-def publish(stage: Stage, markdown: str) -> None:
-    """Show a stage's figures on the run's page."""
-    create_markdown_artifact(
-        f"**{stage.label}**\n\n{markdown}\n\n`{stage.folder}`",
-        key=stage.label.replace("/", "-"),  # Prefect takes lower-case letters, digits and dashes: no name of a run
-        description=f"{stage.label}: key figures",
-    )
+def show_dashboard(stage: Stage) -> None:
+    """Show where the Dask dashboard of the surrounding flow's workers is."""
+    context = FlowRunContext.get()
+    runner = context.task_runner if context is not None else None
+    if isinstance(runner, DaskTaskRunner) and (address := runner.client.dashboard_link):
+        show_link(stage.parent, "dask", address, f"Dask dashboard of the workers of {stage.label}, as long as they run")
 
 
-def _work(stage: Stage, plan: Plan) -> None:
+def _work(stage: Stage, plan: Plan, name: str) -> Figures:
+    """Do what is missing, with a bar on the run's page, and finish the stage."""
+    show_dashboard(stage)
+    bar = Bar(stage, plan, name)
+    try:
+        _deal_out(stage, plan, bar)
+        figures: Figures = result_of(finish_stage.submit(stage.label, stage), Patience(stage.label, bar))
+    except BaseException:
+        bar.stop()
+        raise
+    bar.end()
+    return figures
+
+
+def _deal_out(stage: Stage, plan: Plan, bar: Bar) -> None:
     """Deal the missing shards out until none is missing."""
     logger = get_run_logger()
-    bar: Any = create_progress_artifact(0.0, description=f"{stage.label}: shards")
     patience = Patience(stage.label, bar)
     for round_number in range(1, MAX_ROUNDS + 1):
         missing = stage.missing(plan)
@@ -170,13 +183,7 @@ def _work(stage: Stage, plan: Plan) -> None:
             work_on_shards.submit(f"{stage.label} {name_group(indices, len(plan))}", stage, indices)
             for indices in group(missing, NUM_GROUPS)
         ]
-        errors = []
-        for number, future in enumerate(futures, start=1):
-            error = outcome(future, patience)
-            if error is not None:
-                errors.append(error)
-            patience.progress = 100 * (len(plan) - len(missing) * (1 - number / len(futures))) / len(plan)
-            update_progress_artifact(bar, patience.progress)
+        errors = [error for future in futures if (error := outcome(future, patience)) is not None]
         fatal = [error for error in errors if not isinstance(error, KilledWorker)]
         if fatal:
             raise fatal[0]

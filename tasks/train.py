@@ -4,31 +4,31 @@ The trainer is a process of its own, or a Slurm job. If this task dies, it goes 
 it; if it dies, it is started again from its last checkpoint. Cancelling the flow run in Prefect stops it, after a checkpoint.
 """
 
-import datetime as dt
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from prefect import get_run_logger, task
-from prefect.artifacts import create_link_artifact, create_progress_artifact, update_progress_artifact
 
 from hubert.launch import STOP_SECONDS, Event, Launcher, LocalLauncher
 from hubert.paths import RunFolder
 from hubert.pipeline import Iteration
 from hubert.stage import Figures
 from hubert.train import MAX_RESTARTS, TrainStage, train_until_done
+from hubert.wording import duration, fixed, percent
 from tasks.cluster_settings import read_cluster
 from tasks.failure import noting
-from tasks.markdown import cell, pairs
+from tasks.markdown import cell
+from tasks.page import key_of, renew, show, show_link, show_picture, show_stage
 from tasks.slurm_settings import SlurmSettings
 from tasks.slurm_training import SlurmLauncher
-from tasks.stage import cached, publish
+from tasks.stage import cached
 
 if TYPE_CHECKING:
     from tasks.tracking import Tracker
 
 MIRROR_SECONDS = 5.0  # between two requests to MLflow
+DRAW_SECONDS = 60.0  # between two pictures of the losses
 LOG_SECONDS = 10.0  # between two lines of the Prefect run's log
 JOB_STOP_SECONDS = 15.0  # for the last step and a checkpoint of a job whose run was cancelled
 
@@ -40,14 +40,15 @@ class Follower:
         self.stage = stage
         self.tracker = tracker
         self.logger = get_run_logger()
-        self.progress, self.state, self.speed = 0.0, "", "no step yet"
-        self.bar: UUID | Any = create_progress_artifact(0.0, description=self.description)
+        self.progress, self.state, self.news = 0.0, "", "no step yet"
+        self.bar = show("progress", key_of(stage.parent, f"{stage.name}-progress"), 0.0, self.description)
         self.mirrored = self.said = 0.0
+        self.drawn = time.monotonic()
 
     @property
     def description(self) -> str:
-        """What stands below the progress bar: the job's state, and how fast the training is."""
-        return "; ".join(text for text in (f"{self.stage.label}: steps", self.state, self.speed) if text)
+        """What stands below the progress bar: the job's state, how good and how fast the training is."""
+        return f"{self.stage.label}: {'; '.join(text for text in (self.state, self.news) if text)}"
 
     def __call__(self, event: Event) -> None:
         """Take one event."""
@@ -71,19 +72,36 @@ class Follower:
         if now - self.mirrored > MIRROR_SECONDS:
             self.mirrored = now
             self.progress = min(100.0, 100 * line["step"] / self.stage.train.steps)
-            self.speed = describe_speed(line, self.stage.train.steps)
+            self.news = describe(line, self.stage.train.steps)
             self.show()
             self.mirror()
+            if now - self.drawn > DRAW_SECONDS:
+                self.draw()
 
     def show(self) -> None:
         """Bring the progress bar up to date."""
-        update_progress_artifact(self.bar, self.progress, description=self.description)
+        if self.bar is not None:
+            renew(self.bar, self.progress, self.description)
+
+    def draw(self) -> None:
+        """Show the losses so far as a picture."""
+        from hubert.pictures import draw_training  # matplotlib takes a second to import
+
+        self.drawn = time.monotonic()
+        if (picture := draw_training(self.stage.metrics)) is not None:
+            show_picture(self.stage.parent, "loss", picture, f"{self.stage.label}: loss by step")
 
     def finish(self) -> None:
         """Fill the bar, and send the last losses."""
-        self.progress, self.speed = 100.0, f"all {self.stage.train.steps:,} steps are done"
+        self.progress, self.news = 100.0, f"all {self.stage.train.steps:,} steps are done"
         self.show()
+        self.draw()
         self.mirror()
+
+    def stop(self) -> None:
+        """Leave the bar where it is: the training has ended before its last step."""
+        self.news = f"stopped; last seen: {self.news}"
+        self.show()
 
     def mirror(self) -> None:
         """Send new losses to MLflow; say once when it does not answer."""
@@ -94,10 +112,13 @@ class Follower:
             self.logger.warning("MLflow does not answer; the training goes on, and its losses are sent later")
 
 
-def describe_speed(line: Mapping[str, Any], steps: int) -> str:
-    """Return step, speed and the time that is left, from a line of metrics."""
-    left = dt.timedelta(seconds=round(line["seconds"] / line["step"] * max(0, steps - line["step"])))
-    return f"step {line['step']:,} of {steps:,}, {cell(line['audio_seconds_per_second'])} s of audio per s, {left} left"
+def describe(line: Mapping[str, Any], steps: int) -> str:
+    """Return step, loss, speed and the time that is left, from a line of metrics."""
+    left = duration(line["seconds"] / line["step"] * max(0, steps - line["step"]))
+    return (
+        f"step {line['step']:,} of {steps:,}, loss {fixed(line['loss'])} nats and {percent(line['accuracy'])} % right on masked "
+        f"frames, {cell(line['audio_seconds_per_second'])} s of audio per s, {left} left"
+    )
 
 
 @task(
@@ -112,9 +133,13 @@ def follow_training(label: str, iteration: Iteration, cluster: str) -> Figures: 
     launcher, max_restarts = find_launcher(cluster, follower.logger.warning)
     with stage.lock(say=follower.logger.info):
         if tracker is not None and (url := tracker.url()):  # in the lock: it makes the MLflow run, which must be one
-            create_link_artifact(url, key=f"it{iteration.number}-mlflow", link_text="losses in MLflow")
+            show_link(iteration.home, "mlflow", url, f"{stage.label} in MLflow: losses while it trains")
         plan = stage.plan()
-        train_until_done(stage, follower, launcher=launcher, max_restarts=max_restarts)
+        try:
+            train_until_done(stage, follower, launcher=launcher, max_restarts=max_restarts)
+        except BaseException:
+            follower.stop()
+            raise
         stage.run_shard(0, plan)
         figures: Figures = stage.complete(plan)["figures"]
     follower.finish()
@@ -138,10 +163,11 @@ def run(iteration: Iteration, cluster: str) -> Figures:
     stage = iteration.train
     if (done := stage.done()) is not None:
         cached(stage.label, str(stage.folder))
-        return dict(done["figures"])
-    with noting(stage=stage.label, folder=stage.folder, log=stage.folder / "train.log"):
-        figures = follow_training(stage.label, iteration, cluster)
-    publish(stage, pairs({name: value for name, value in figures.items() if not isinstance(value, dict | list)}))
+        figures: Figures = dict(done["figures"])
+    else:
+        with noting(stage=stage.label, folder=stage.folder, log=stage.folder / "train.log"):
+            figures = follow_training(stage.label, iteration, cluster)
+    show_stage(stage, figures)
     return figures
 
 

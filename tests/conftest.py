@@ -75,3 +75,25 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator["VirtualSlurm"]:
         for name, value in cluster.environment().items():
             patch.setenv(name, value)
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small corpus; what tests run on it lies beside it."""
+    from tests.small import build_corpus
+
+    return build_corpus(tmp_path_factory.mktemp("flows") / "corpus")
+
+
+@pytest.fixture(scope="session")
+def small_run(service: "Service", small_corpus: Path) -> "SmallRun":  # noqa: F821
+    """A finished run of two iterations of the small recipe, by real flows: of use to several test files."""
+    from tasks.service_settings import environment
+    from tests.flow_runs import PRETRAINING, SmallRun, run_flow
+    from tests.small import write_recipe
+
+    folder = small_corpus.parent
+    recipe = write_recipe(folder / "small.toml")
+    parameters = {"run": str(folder / "run"), "recipe": str(recipe), "data": str(small_corpus)}
+    run_flow(PRETRAINING, parameters, environment(service.settings), folder / "first.log")
+    return SmallRun(folder / "run", parameters)

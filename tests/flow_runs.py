@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,14 @@ PROJECT = Path(__file__).parent.parent
 POLL_SECONDS = 0.05
 PRETRAINING = "from flows.pretraining import hubert_pretraining as flow"
 ITERATION = "from flows.iteration import hubert_iteration as flow"
+
+
+@dataclass(frozen=True)
+class SmallRun:
+    """A run's folder, and the parameters of `hubert-pretraining` that it was made with."""
+
+    folder: Path
+    parameters: dict[str, str]
 
 
 def start_flow(flow: str, parameters: Mapping[str, Any], environment: Mapping[str, str], log: Path) -> subprocess.Popen:

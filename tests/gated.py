@@ -12,7 +12,6 @@ from prefect import flow, runtime
 from hubert.paths import atomic_write
 from hubert.stage import Receipt, Spec, Stage
 from tasks.cluster import task_runner
-from tasks.markdown import pairs
 from tasks.stage import run_stage
 
 POLL_SECONDS = 0.05
@@ -56,7 +55,7 @@ class GatedStage(Stage):
 @flow(name="gated-inner")
 def inner(folder: str, num_shards: int) -> None:
     """Run the stage on the runner that it was given; after a pause, if there is to be one, once more elsewhere."""
-    run_stage(GatedStage(Path(folder), num_shards), pairs)
+    run_stage(GatedStage(Path(folder), num_shards))
     pause = Path(folder) / "pause"
     if pause.exists():
         while pause.exists():
@@ -64,7 +63,7 @@ def inner(folder: str, num_shards: int) -> None:
         second = Path(folder) / "second"
         second.mkdir()
         (second / "open-all").touch()
-        run_stage(GatedStage(second, num_shards), pairs)
+        run_stage(GatedStage(second, num_shards))
 
 
 @flow(name="gated")

@@ -14,7 +14,6 @@ from tasks.registry import find_registered
 from tasks.service_settings import environment as service_environment
 from tests.flow_runs import ITERATION, PRETRAINING, finished_folders, kill_flow_when, run_flow, task_runs
 from tests.outputs import assert_equal_runs
-from tests.small import build_corpus, write_recipe
 
 
 @pytest.fixture(scope="module")
@@ -23,23 +22,20 @@ def environment(service):
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return build_corpus(tmp_path_factory.mktemp("flows") / "corpus")
+def corpus(small_corpus):
+    return small_corpus
 
 
 @pytest.fixture(scope="module")
-def parameters(corpus):
+def parameters(small_run):
     """Two iterations of the small recipe."""
-    folder = corpus.parent
-    recipe = write_recipe(folder / "small.toml")
-    return {"run": str(folder / "run"), "recipe": str(recipe), "data": str(corpus)}
+    return small_run.parameters
 
 
 @pytest.fixture(scope="module")
-def finished(parameters, environment, corpus):
+def finished(small_run):
     """A finished run; the folder."""
-    run_flow(PRETRAINING, parameters, environment, corpus.parent / "first.log")
-    return corpus.parent / "run"
+    return small_run.folder
 
 
 @pytest.mark.timeout(900)

@@ -89,7 +89,7 @@ def test_the_training_shows_its_job_on_the_page_and_in_the_figures(service, labe
     assert f"job {job_id} is running on n" in (tmp_path / "log").read_text()
     assert json.loads((stage.folder / "done.json").read_text())["figures"]["slurm_jobs"] == [job_id]
     newest, *_ = descriptions(environment, stage)
-    assert newest.startswith(f"{stage.label}: steps; job {job_id} is ")
+    assert newest.startswith(f"{stage.label}: job {job_id} is ")
     assert newest.endswith("; all 100 steps are done")
 
 

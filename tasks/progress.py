@@ -1,0 +1,59 @@
+"""The progress bar of a stage on the run's page: files and audio that are done, how fast it goes, how long the rest takes."""
+
+import time
+from collections.abc import Collection
+
+from hubert.progress import Progress, Receipts, measure
+from hubert.stage import Plan, Stage
+from tasks.page import key_of, renew, show
+
+LOOK_SECONDS = 4.0  # between two listings of the receipts, and two requests
+
+
+class Bar:
+    """A stage's bar, from its first missing shard to its end."""
+
+    def __init__(self, stage: Stage, plan: Plan, name: str = "") -> None:
+        """Show the bar; `name` tells the stage from another one of the run that has its name."""
+        missing = stage.missing(plan)
+        self.label = name or stage.label
+        self._progress = Progress(measure(stage, plan), set(range(len(plan))).difference(missing))
+        self._receipts = Receipts(stage.folder, missing)
+        self._looked = time.monotonic()
+        self._progress.look(self._looked, ())
+        self._shown = f"{self.label}: {self._progress.describe()}"
+        key = key_of(stage.parent, f"{(name or stage.name).lower().replace(' ', '-')}-progress")
+        self._artifact = show("progress", key, self._progress.percent, self._shown)
+
+    def look(self, waits_for: str = "", done: Collection[int] = ()) -> None:
+        """Look what got done, every few seconds at most.
+
+        Args:
+            waits_for: what the work waits for as long as no worker is there.
+            done: shards that are known to be done: a network disk may show their receipts later.
+        """
+        now = time.monotonic()
+        if not done and now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
+        self._progress.look(now, self._receipts.new().union(done), at_work=not waits_for)
+        self._show(
+            f"{self._progress.describe()} (no worker yet: {waits_for})" if waits_for else self._progress.describe()
+        )
+
+    def end(self) -> None:
+        """Fill the bar: the stage is finished."""
+        count = range(len(self._progress.amounts.items))
+        self._progress.look(time.monotonic(), count)
+        self._show(self._progress.describe_end())
+
+    def stop(self) -> None:
+        """Leave the bar where it is: the stage has failed."""
+        self._progress.look(time.monotonic(), self._receipts.new())
+        self._show(f"stopped at {self._progress.describe_amount()}")
+
+    def _show(self, text: str) -> None:
+        text = f"{self.label}: {text}"
+        if self._artifact is not None and text != self._shown:
+            renew(self._artifact, self._progress.percent, text)
+            self._shown = text
