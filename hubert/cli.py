@@ -22,7 +22,6 @@ from hubert.paths import RunFolder, runs_root
 
 if TYPE_CHECKING:
     from hubert.kmeans import KMeansStage
-    from hubert.pipeline import Iteration
     from hubert.stage import Stage
 
     FitCodebook = Callable[[KMeansStage], Any]
@@ -47,7 +46,7 @@ STAGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "validate": ("score every checkpoint on the same crops and masks", ("validate",)),
     "abx": ("score the layers by ABX error rates, and MFCC beside them", ("abx",)),
     "quality": ("compare the units with phones: purity and PNMI", ("quality",)),
-    "report": ("choose checkpoint and layer, and write the iteration's page", ()),
+    "report": ("choose checkpoint and layer; with RUN alone, write all pages of the run again", ()),
 }
 
 
@@ -204,6 +203,11 @@ def run_stage(args: argparse.Namespace) -> None:
     from hubert.remembered import Wishes, settle
     from hubert.status import Chain
 
+    if args.stage == "report" and is_whole_run(args):
+        from hubert.report_cli import report_run
+
+        report_run(_existing(args.run))
+        return
     wishes = Wishes(args.run, args.iteration, args.recipe, args.data, args.teacher, args.layer, args.set, args.extend)
     iteration = settle(wishes).iteration
     need = Chain(iteration).missing(args.stage)
@@ -213,7 +217,9 @@ def run_stage(args: argparse.Namespace) -> None:
             f"First run: hubert {need} {args.run} --iteration {iteration.number}"
         )
     if args.stage == "report":
-        run_report(iteration)
+        from hubert.report_cli import report_iteration
+
+        report_iteration(iteration)
         return
     extra = getattr(iteration, f"{args.stage}_manifest", None)
     if extra is not None:
@@ -234,6 +240,12 @@ def run_stage(args: argparse.Namespace) -> None:
         print(f"written: {output}")
 
 
+def is_whole_run(args: argparse.Namespace) -> bool:
+    """Say whether a command names a run and nothing else, neither an iteration nor a setting."""
+    others = (args.recipe, args.data, args.teacher, args.set, args.extend)
+    return args.iteration is None and args.layer is None and not any(others)
+
+
 def do(stage: "Stage", run: "Callable[[Any], Any] | None" = None) -> None:
     """Run a stage unless it is finished, and print its figures and folder."""
     from hubert import wording
@@ -248,21 +260,6 @@ def do(stage: "Stage", run: "Callable[[Any], Any] | None" = None) -> None:
             [f"{stage.label}: {how}", *(f"  {line}" for line in format_figures(figures)), f"  folder: {stage.folder}"]
         )
     )
-
-
-def run_report(iteration: "Iteration") -> None:
-    """Choose checkpoint and layer, write the report of the iteration and of the run, and print the comparison."""
-    from hubert.candidates import list_candidates, save_candidates
-    from hubert.report import summarise_run
-
-    outcome = iteration.outcome()
-    do(iteration.report)
-    save_candidates(iteration.folder, iteration.number, list_candidates(iteration))
-    outcome.save(iteration.folder)  # last: an iteration with an outcome is finished
-    path, text = summarise_run(iteration.folder)
-    print(f"\n{text}\nchosen: step {outcome.step:,}, layer {outcome.layer}: {outcome.why}\nreport: {path}")
-    if iteration.number < iteration.resolved.recipe.num_iterations:
-        print(f"next: hubert features {iteration.folder.root} --iteration {iteration.number + 1}")
 
 
 def fit_here(stage: "KMeansStage") -> Any:

@@ -8,6 +8,7 @@ and a dash on the page.
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import polars as pl
 import torch
 
 from hubert.paths import RunFolder, folder_size, read_json
-from hubert.stage import read_jobs
+from hubert.stage import CPU, read_jobs
 
 Findings = dict[str, Any]
 Row = dict[str, Any]
@@ -26,7 +27,10 @@ Row = dict[str, Any]
 FORMAT = 1
 MFCC = 0  # the "layer" of the baseline
 STAGES = ("manifest", "features", "kmeans", "units", "train", "validate", "abx", "quality")
+NO_OUTCOME = dict.fromkeys(("checkpoint", "sha256", "step", "layer", "rule", "why"))
+TRAINING = ("steps", "seconds", "audio_hours", "slurm_jobs", "device", "world_size")
 MAX_REJECTED = 20  # rejected files that the page names
+CLOCK_SECONDS = 5.0  # two machines' clocks may differ by that
 CHUNK = 1 << 24  # units counted at once
 PACKAGES = (
     "torch",
@@ -50,7 +54,7 @@ def collect(
     number: int,
     resolved: Mapping[str, Any],
     stages: Mapping[str, Path],
-    outcome: Mapping[str, Any],
+    outcome: Mapping[str, Any] | None,
     previous: Row | None,
 ) -> Findings:
     """Gather everything that the page of one iteration says, as JSON-like values.
@@ -60,7 +64,7 @@ def collect(
         number: of the iteration, from 1.
         resolved: what the iteration was asked to do (`hubert.pipeline.Resolved`).
         stages: name and folder of each finished stage.
-        outcome: the chosen checkpoint and layer (`hubert.outcome.Outcome`).
+        outcome: the chosen checkpoint and layer (`hubert.outcome.Outcome`); None while the iteration is not finished.
         previous: the row of the previous iteration in the table that compares iterations.
 
     Returns:
@@ -69,11 +73,14 @@ def collect(
     """
     done = {name: read_json(stages[name] / "done.json") or {} for name in STAGES if name in stages}
     figures = {name: done.get(name, {}).get("figures", {}) for name in STAGES}
+    unfinished = outcome is None
+    outcome = NO_OUTCOME if outcome is None else outcome
     layers = layer_table(figures["abx"], figures["quality"], outcome)
     return {
         "format": FORMAT,
         "run": run.name,
         "iteration": number,
+        "unfinished": unfinished,
         "recipe": resolved.get("recipe_name", ""),
         "description": resolved.get("recipe", {}).get("description", ""),
         "data": resolved.get("data", ""),
@@ -90,9 +97,13 @@ def collect(
         "phones": figures["quality"].get("units"),
         "data_figures": data_figures(figures["manifest"]),
         "rejected": rejected_files(stages.get("manifest")),
-        "training": {name: figures["train"].get(name) for name in ("steps", "seconds", "audio_hours", "slurm_jobs")},
+        "training": {name: figures["train"].get(name) for name in TRAINING}
+        | {"folder": stages["train"].name if "train" in stages else None},
+        "hashes": hashes_of(done, outcome, resolved.get("source", {})),
         "stages": [stage_row(name, stages[name], content) for name, content in done.items() if content],
+        "hosts": hosts_of(done),
         "environment": environment(),
+        "resolved": dict(resolved),
     }
 
 
@@ -204,27 +215,62 @@ def data_figures(manifest: Mapping[str, Any]) -> dict[str, Any]:
 def stage_row(name: str, folder: Path, done: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a stage cost and where it is.
 
-    A training says itself on what it ran; the other stages use a GPU if there is one, which they do not write down.
+    A training's processes say themselves on what they ran; of the other stages the receipts do.
     """
     figures = done.get("figures", {})
     device, trained = figures.get("device"), figures.get("seconds", 0.0)
-    on_gpu = device is not None and device != "cpu"
+    device = device or " and ".join(done.get("devices", ())) or None
+    gpu_seconds = done.get("gpu_seconds")
+    if name == "train" and device is not None:
+        gpu_seconds = 0.0 if device == CPU else figures.get("world_size", 1) * trained
     return {
         "name": name,
         "folder": str(folder),
         "key": done.get("key", ""),
         "seconds": done.get("seconds", 0.0),
+        "elapsed_seconds": elapsed_seconds(folder, done),
         "num_shards": done.get("num_shards"),
         "host": done.get("host"),
         "finished_at": done.get("finished_at"),
         "jobs": read_jobs(folder),
         "device": device,
-        "gpu_seconds": figures.get("world_size", 1) * trained if on_gpu else None,
+        "gpu_seconds": gpu_seconds,
         "bytes": folder_size(folder),
         "settings": done.get("settings", {}),
         "inputs": done.get("inputs", {}),
         "figures": {key: value for key, value in figures.items() if isinstance(value, bool | int | float | str)},
     }
+
+
+def elapsed_seconds(folder: Path, done: Mapping[str, Any]) -> float | None:
+    """Return the seconds by the clock from a stage's plan to its end, pauses included; None if the files do not tell."""
+    plan = folder / "plan.json"
+    try:
+        elapsed = datetime.fromisoformat(done["finished_at"]).timestamp() - plan.stat().st_mtime
+    except (KeyError, ValueError, OSError):
+        return None
+    return max(elapsed, 0.0) if elapsed > -CLOCK_SECONDS else None  # a copied folder has another time
+
+
+def hosts_of(done: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the machines that finished a stage, each once."""
+    return list(dict.fromkeys(content["host"] for content in done.values() if content.get("host")))
+
+
+def hashes_of(
+    done: Mapping[str, Mapping[str, Any]], outcome: Mapping[str, Any], source: Mapping[str, Any]
+) -> dict[str, str]:
+    """Return what identifies the data, the codebook, the units and the checkpoints: 64 hex digits each."""
+    found = {
+        "manifest (names, sizes and times of the audio files)": done["manifest"].get("key")
+        if "manifest" in done
+        else "",
+        "codebook (sha256)": done["kmeans"].get("figures", {}).get("sha256") if "kmeans" in done else "",
+        "units (key)": done["units"].get("key") if "units" in done else "",
+        "chosen checkpoint (sha256)": outcome["sha256"],
+        "teacher (sha256)": source.get("sha256"),
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 def rejected_files(manifest: Path | None) -> list[dict[str, str]]:

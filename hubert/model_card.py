@@ -13,8 +13,9 @@ from hubert import wording
 from hubert.export import shortcut
 from hubert.findings import Findings
 from hubert.outcome import Outcome
+from hubert.pages import recipe_as_toml
 from hubert.recipe import Recipe
-from hubert.report import recipe_as_toml, write_text
+from hubert.report import write_text
 from hubert.sizes import ModelConfig
 
 _LICENSE = (

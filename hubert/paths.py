@@ -4,6 +4,7 @@
         manifest-1a2b3c4d/            one folder per stage and key: `hubert.stage`
         it1/
             features-…/ kmeans-…/ units-…/ train-…/ validate-…/ abx-…/ quality-…/ report-…/
+            unfinished.html           what `hubert report` shows of an iteration that is not finished
             outcome.json              the checkpoint and layer that the iteration ends with, and why
             checkpoints.json          all checkpoints that the next iteration may start from
         it2/…
@@ -99,6 +100,10 @@ class RunFolder:
     def iteration(self, number: int) -> Path:
         """Return the folder of an iteration."""
         return self.root / f"it{number}"
+
+    def unfinished(self, number: int) -> Path:
+        """Return the page of an iteration that has no report yet."""
+        return self.iteration(number) / "unfinished.html"
 
     def outcome(self, number: int) -> Path:
         """Return the file that says which checkpoint and layer an iteration ends with."""

@@ -35,9 +35,16 @@ def draw_iteration(findings: Findings, stages: Mapping[str, Path], names: Collec
     return _present({name: draw[name]() for name in ALL if name in names})
 
 
-def draw_run(findings: Mapping[int, Findings], baseline: Row) -> Pictures:
-    """Draw the pictures of a run's page: abx, pnmi, gain."""
+def draw_run(findings: Mapping[int, Findings], baseline: Row, metrics: Mapping[int, Path]) -> Pictures:
+    """Draw the pictures of a run's page: loss, accuracy, abx, pnmi, gain."""
+    logs = {number: read_metrics(path) for number, path in metrics.items()}
+    losses, accuracies = (
+        ("loss", "masked_loss", "unigram_entropy"),
+        ("accuracy", "masked_accuracy", "majority_accuracy"),
+    )
     drawn = {
+        "loss": _draw_trainings("loss", findings, logs, losses, y_label="cross-entropy (nats)"),
+        "accuracy": _draw_trainings("accuracy", findings, logs, accuracies, y_label="accuracy (%)", percent=True),
         "abx": _draw_iterations(findings, baseline, "abx_across", name="abx", y_label="ABX error across speakers (%)"),
         "pnmi": _draw_iterations(findings, baseline, "pnmi", name="pnmi", y_label="PNMI"),
         "gain": _draw_gains(findings),
@@ -125,6 +132,27 @@ def _draw_heat(quality: Path | None) -> str | None:
     phones = joint["phones"]
     counts = np.asarray(joint["counts"], dtype=np.int64).reshape(len(phones), joint["units"])
     return heat_map("heat", "how likely each phone is, given the unit", counts, phones, order_phones(phones))
+
+
+def _draw_trainings(
+    name: str,
+    findings: Mapping[int, Findings],
+    logs: Mapping[int, Sequence[Mapping[str, Any]]],
+    measures: tuple[str, str, str],
+    *,
+    y_label: str,
+    percent: bool = False,
+) -> str | None:
+    """Draw a measure of all trainings in one picture: in training, in validation, and what it is compared with."""
+    trained, validated, compared = measures
+    curves, levels = [], []
+    for place, (number, content) in enumerate(sorted(findings.items())):
+        colour = SERIES[place % len(SERIES)]
+        curves.append(_curve("", logs[number], trained, colour=colour, faint=True))
+        curves.append(_curve(f"iteration {number}", content["checkpoints"], validated, colour=colour, marked=True))
+        levels += _level("", content["row"][compared], colour)
+    alt = f"{name} by training step, of each iteration"
+    return line_plot(name, alt, curves, levels, x_label=STEP_AXIS, y_label=y_label, percent=percent)
 
 
 def _draw_iterations(

@@ -186,6 +186,12 @@ class Iteration:
             resample=self.settings.data.resample,
         )
 
+    @property
+    def alignments(self) -> Path | None:
+        """Where the phone alignments are, or were; None if the recipe names none."""
+        name, data = self.settings.quality.alignments, Path(self.resolved.data)
+        return None if not name else data if data.is_file() else data / name
+
     @cached_property
     def report(self) -> ReportStage:
         """The iteration's page."""
@@ -196,6 +202,7 @@ class Iteration:
             resolved=self.resolved.model_dump(mode="json"),
             stages={stage.name: stage.folder for stage in self.evaluated()},
             outcome=vars(self.outcome()),
+            alignments=self.alignments,
         )
 
     def evaluated(self) -> list[Stage]:

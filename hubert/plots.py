@@ -132,7 +132,7 @@ def line_plot(
         axes.xaxis.set_major_formatter(FuncFormatter(short_number))
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    _dress(axes)
+    dress(axes)
     figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=9, labelcolor=INK, handlelength=1.7)
     return write_svg(figure, name, alt)
 
@@ -164,7 +164,7 @@ def usage_plot(name: str, alt: str, usage: Counts) -> str:
     axes.set_xlim(0.5, len(share) + 0.5)
     axes.set_xlabel("units, most frequent first")
     axes.set_ylabel("share of frames (%)")
-    _dress(axes)
+    dress(axes)
     figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=9, labelcolor=INK, handlelength=1.7)
     return write_svg(figure, name, alt)
 
@@ -229,12 +229,12 @@ def heat_map(
     scale.yaxis.tick_right()
     scale.yaxis.set_label_position("right")
     scale.set_ylabel("share of the unit's frames with the phone (%)")
-    _dress(axes, grid=False, frame=True, label_size=8)
-    _dress(scale, grid=False, frame=True)
+    dress(axes, grid=False, frame=True, label_size=8)
+    dress(scale, grid=False, frame=True)
     return write_svg(figure, name, alt)
 
 
-def _dress(axes: Axes, *, grid: bool = True, frame: bool = False, label_size: float = 9) -> None:
+def dress(axes: Axes, *, grid: bool = True, frame: bool = False, label_size: float = 9) -> None:
     """Give axes the page's colours, and take away what is no data."""
     for side, spine in axes.spines.items():
         spine.set_visible(frame or side in {"left", "bottom"})

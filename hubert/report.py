@@ -3,29 +3,26 @@
     <run>/report.html                      the whole run: `summarise_run`
     <run>/it1/report-1a2b3c4d/report.html  the iteration: `ReportStage`
                               report.json  the same figures for programs: `hubert.findings`
+                              example.*    the utterance that the page shows: `hubert.example`
 
-Everything comes from the stages' files, so a page can be written again at any time. `hubert.findings` gathers the
-figures, `hubert.wording` says what they mean, `hubert.plots` draws, and the templates place.
+Everything comes from the stages' files, so a page can be written again at any time (`hubert.rebuild`). `hubert.findings`
+gathers the figures, `hubert.wording` says what they mean, `hubert.plots` draws, and `hubert.pages` places.
 """
 
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-import jinja2
-import tomli_w
-
 from hubert import wording
 from hubert.errors import DataError
+from hubert.example import find_example
 from hubert.findings import Findings, Row, collect, find_report
-from hubert.paths import RunFolder, atomic_write, read_json, write_json
-from hubert.recipe import Recipe
+from hubert.pages import iteration_page, run_page
+from hubert.paths import RunFolder, atomic_write, read_json, remove, write_json
 from hubert.stage import Figures, Spec, Stage
-
-DASH = "\N{EN DASH}"
 
 
 @dataclass
@@ -34,12 +31,14 @@ class ReportStage(Stage):
 
     name: ClassVar[str] = "report"
     counted: ClassVar[str] = "pages"
+    version: ClassVar[int] = 2  # 2: an utterance, hashes, what differs from the paper
     parent: Path
     run_folder: Path
     number: int
     resolved: Mapping[str, Any]
     stages: Mapping[str, Path]
     outcome: Mapping[str, Any]
+    alignments: Path | None = None
 
     @cached_property
     def _previous(self) -> Row | None:
@@ -58,8 +57,9 @@ class ReportStage(Stage):
         return [{"iteration": self.number}]
 
     def work(self, spec: Spec) -> tuple[list[Path], Figures]:  # noqa: ARG002  (there is one shard)
-        from hubert.pictures import draw_iteration  # matplotlib takes a second to import
-
+        units = self.stages["units"] / "tables" / "validation"
+        kept = [self.folder, *sorted(self.parent.glob(f"{self.name}-*"), reverse=True)]
+        example, missing = find_example(units, self.alignments, kept)
         findings = collect(
             run=self.run_folder,
             number=self.number,
@@ -70,63 +70,67 @@ class ReportStage(Stage):
         )
         statements = wording.explain(findings)
         findings["statements"] = [text for _, text in statements]
-        page = (
-            _templates()
-            .get_template("report.html.j2")
-            .render(
-                findings=findings,
-                statements=statements,
-                plots=draw_iteration(findings, self.stages),
-                columns=wording.explain_columns([findings["row"]]),
-                recipe=recipe_as_toml(self.resolved),
-                costs=[(None, stage) for stage in findings["stages"]],
-                settings=settings_as_toml(self.resolved, self.number),
-            )
-        )
+        findings["example"] = {"missing": missing} | (example.content() if example else {})
         html, figures = self.folder / "report.html", self.folder / "report.json"
-        write_text(html, page)
+        write_text(html, iteration_page(findings, statements, self.stages, example))
         write_json(figures, findings)
-        return [html, figures], findings["row"]
+        remove(RunFolder(self.run_folder).unfinished(self.number))
+        return [html, figures, *(example.save(self.folder) if example else [])], findings["row"]
+
+    def write_again(self) -> None:
+        """Write the page from the stages' files, also if it is there; a kill on the way leaves it to the next start."""
+        with self.lock():
+            plan = self.plan()
+            remove(self.folder / "receipts" / "00000.json")
+            self.run_shard(0, plan)
+            self.complete(plan)
 
 
-def summarise_run(folder: RunFolder) -> tuple[Path, str]:
+def summarise_run(folder: RunFolder, unfinished: Mapping[int, Findings] | None = None) -> tuple[Path, str]:
     """Write the page of a whole run from its iterations' reports.
+
+    Args:
+        folder: the run's.
+        unfinished: what is known of iterations that were begun and have no report yet.
 
     Returns:
         The page's path, and the comparison of MFCC and all iterations as text for a terminal.
 
     Raises:
-        DataError: no iteration has a report.
+        DataError: no iteration has a report, and none is given as unfinished.
     """
-    from hubert.pictures import draw_run
-
-    found = [(number, find_report(folder, number)) for number in folder.iterations()]
+    unfinished = unfinished or {}
+    found = [(number, find_report(folder, number)) for number in folder.iterations() if number not in unfinished]
     reports = {number: report for number, report in found if report is not None}
-    if not reports:
+    if not reports and not unfinished:
         raise DataError(
             f"{folder.root} has no report of an iteration, expected one in it1/report-…/report.json. Likely cause: no "
             "iteration is finished. Fix: run `hubert-iteration`, or `hubert report` for a finished one"
         )
     findings = {number: content for number, (_, content) in reports.items()}
-    baseline = baseline_of(findings)
     statements = {number: wording.explain(content) for number, content in findings.items()}
-    page = (
-        _templates()
-        .get_template("run.html.j2")
-        .render(
-            name=folder.name,
-            findings=findings,
-            baseline=baseline,
-            statements=statements,
-            columns=wording.explain_columns([content["row"] for _, content in sorted(findings.items())]),
-            links={number: path.relative_to(folder.root).as_posix() for number, (path, _) in reports.items()},
-            plots=draw_run(findings, baseline),
-            costs=costs_of(findings),
-        )
+    pages = {number: path for number, (path, _) in reports.items()}
+    pages |= {number: folder.unfinished(number) for number in unfinished}
+    everything = {**unfinished, **findings}
+    page = run_page(
+        folder.name,
+        findings,
+        unfinished,
+        baseline_of(findings or unfinished),
+        statements,
+        {number: path.relative_to(folder.root).as_posix() for number, path in pages.items()},
+        costs_of(everything),
+        {number: metrics_of(folder, number, content) for number, content in everything.items()},
     )
-    path = folder.report
-    write_text(path, page)
-    return path, text_summary(folder.name, findings, statements)
+    write_text(folder.report, page)
+    return folder.report, text_summary(folder.name, findings, statements) if findings else ""
+
+
+def metrics_of(folder: RunFolder, number: int, findings: Findings) -> Path:
+    """Return the log of an iteration's training, which may have moved with the run since its report was written."""
+    trained = [Path(stage["folder"]).name for stage in findings["stages"] if stage["name"] == "train"]
+    name = findings["training"].get("folder") or next(iter(trained), "train")
+    return folder.iteration(number) / name / "metrics.jsonl"
 
 
 def is_summarised(folder: RunFolder) -> bool:
@@ -171,53 +175,7 @@ def text_summary(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-# Pages ------------------------------------------------------------------------------------------------------------
-
-
-def recipe_as_toml(resolved: Mapping[str, Any]) -> str:
-    """Write the recipe as the file that it came from says it: what differs from the defaults."""
-    recipe = dict(resolved.get("recipe", {}))
-    sections = recipe.pop("sections", {})
-    iterations = recipe.pop("iterations", ())
-    content = _without_nones({**recipe, **sections})
-    return tomli_w.dumps(content | ({"iterations": _without_nones(list(iterations))} if iterations else {}))
-
-
-def settings_as_toml(resolved: Mapping[str, Any], number: int) -> str:
-    """Write all settings of an iteration, defaults included."""
-    settings = Recipe.model_validate(resolved["recipe"]).iteration(number)
-    return tomli_w.dumps(_without_nones(settings.model_dump(mode="json", by_alias=True)))
-
-
-def _without_nones(content: Any) -> Any:
-    """Leave out what is None: TOML has no word for it."""
-    if isinstance(content, Mapping):
-        return {name: _without_nones(value) for name, value in content.items() if value is not None}
-    return [_without_nones(value) for value in content] if isinstance(content, list | tuple) else content
-
-
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-@cache
-def _templates() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hubert"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "fixed": lambda value, digits=3: wording.fixed(value, digits, absent=DASH),
-        "percent": lambda value, digits=1: wording.percent(value, digits, absent=DASH),
-        "duration": lambda value: wording.duration(value, absent=DASH),
-        "size": wording.size,
-        "label": wording.label,
-        "value": lambda value: wording.value(value, absent=DASH),
-        "combine": lambda row, **more: {"link": None, "here": False, **row, **more},
-    }
-    return environment

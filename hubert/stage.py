@@ -18,6 +18,7 @@ import os
 import platform
 import re
 import shutil
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from hubert.errors import DataError, TransientError
 from hubert.locks import hold
 from hubert.paths import atomic_write, flush, folder_size, read_json, remove, write_json
 
+CPU = "cpu"
 Spec = dict[str, Any]
 Figures = dict[str, Any]
 
@@ -61,6 +63,7 @@ class Receipt:
     seconds: float = 0.0
     adopted_from: str = ""
     jobs: tuple[str, ...] = ()  # the Slurm job that did it, if one did
+    device: str = ""  # the GPU that its process had in use, or "cpu"; empty in receipts of older versions
 
 
 @dataclass(frozen=True)
@@ -201,7 +204,8 @@ class Stage(ABC):
         start = time.perf_counter()
         outputs, figures = self.work(plan.specs[index])
         seconds = round(time.perf_counter() - start, 3)
-        receipt = Receipt(index, plan.hash, self._sizes(outputs), figures, seconds, jobs=_own_job())
+        sizes = self._sizes(outputs)
+        receipt = Receipt(index, plan.hash, sizes, figures, seconds, jobs=_own_job(), device=_device_in_use())
         write_json(self.folder / "receipts" / f"{index:05d}.json", vars(receipt))
         return receipt
 
@@ -233,6 +237,8 @@ class Stage(ABC):
             "num_shards": len(plan),
             "seconds": round(self.seconds_of(whole), 3),
             "host": platform.node(),
+            "devices": sorted({receipt.device for receipt in whole if receipt.device}),
+            "gpu_seconds": round(sum(one.seconds for one in whole if one.device not in {"", CPU}), 3),
             **({"jobs": jobs} if jobs else {}),
             "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
@@ -337,6 +343,14 @@ def _own_job() -> tuple[str, ...]:
     """Return the Slurm job that this process belongs to."""
     job = os.environ.get("SLURM_JOB_ID", "")
     return (job,) if job else ()
+
+
+def _device_in_use() -> str:
+    """Return the name of the GPU that this process has in use, or `cpu`. It does not import torch for that."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return CPU
+    return str(torch.cuda.get_device_name())
 
 
 def _by_number(job: str) -> tuple[int, str]:

@@ -14,7 +14,24 @@ CLEAR_NATS = 0.05  # a loss this much below the entropy is no accident of a smal
 NEAR_CHANCE = 45.0  # ABX error, in per cent
 SHORT_SHARE = 0.01  # of the paper's audio: below this, no gain over MFCC is expected
 WIDTH = 96
-ABBREVIATIONS = {"pnmi": "PNMI", "abx": "ABX", "mfcc": "MFCC"}
+ABBREVIATIONS = {"pnmi": "PNMI", "nmi": "NMI", "abx": "ABX", "mfcc": "MFCC"}
+NAMES = {
+    "num_dead_units": "unused units",
+    "majority_unit": "most frequent unit",
+    "majority_share": "its share",
+    "num_overrun_files": "files whose alignment outlasts their units",
+    "num_unaligned_frames": "frames without a phone",
+    "num_excluded_frames": "frames left out (silence, noise)",
+    "mean_run_length": "mean run length (frames)",
+    "mean_phone_length": "mean phone length (frames)",
+    "mean_unit_length": "mean unit length (frames)",
+    "mutual_information": "mutual information (nats)",
+    "phone_entropy": "phone entropy (nats)",
+    "unit_entropy": "unit entropy (nats)",
+    "unigram_entropy": "unigram entropy (nats)",
+    "phone_entropy_given_unit": "phone entropy given the unit (nats)",
+    "unit_entropy_given_phone": "unit entropy given the phone (nats)",
+}
 
 # Measured by this project: benchmarks/results/librispeech-mini.md, the chosen layer of iteration 1 on all items.
 FOR_SCALE = (
@@ -34,6 +51,8 @@ def explain(findings: Mapping[str, Any]) -> list[tuple[Kind, str]]:
         explain_abx(row, baseline, findings["previous"], findings["training"]),
         explain_pnmi(row, baseline),
     ]
+    if findings.get("unfinished"):  # what was not measured may come yet, and no layer is chosen
+        statements = statements[:3]
     return [statement for statement in statements if statement is not None]
 
 
@@ -179,7 +198,9 @@ def duration(seconds: float | None, *, absent: str = "-") -> str:
 
 
 def label(name: str) -> str:
-    """Write a figure's name for people: `num_dead_units` as `number of dead units`."""
+    """Write a figure's name for people: `num_files` as `number of files`, with its unit where it needs one."""
+    if name in NAMES:
+        return NAMES[name]
     words = ["number of" if word == "num" else ABBREVIATIONS.get(word, word) for word in name.split("_")]
     return " ".join(words)
 
