@@ -133,7 +133,7 @@ def _ask(number: int, candidates: list[Candidate], default: Pick, offered: str) 
         key = f"it{number}-{digest([offered, default.sha256])[:8]}-{attempt}"
         if attempt == 1:
             get_run_logger().info(
-                "Which checkpoint and layer does iteration %d cluster? Press Resume on %s and choose",
+                "Which checkpoint and layer does iteration %d cluster? Press Resume in the menu at the top right of %s",
                 number,
                 url_for("flow-run", runtime.flow_run.id),
             )

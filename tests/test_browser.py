@@ -52,6 +52,7 @@ def choice(folder):
     return read_json(RunFolder(folder).choice(2))
 
 
+@pytest.mark.timeout(900)
 def test_an_iteration_is_run_from_its_form_and_seen_to_finish_and_its_artifacts_open(prefect, material, tmp_path):
     run_by_form(prefect, "hubert-iteration", run=str(tmp_path / "clicked"), **material)
     prefect.wait_for_state("Completed")

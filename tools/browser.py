@@ -71,16 +71,17 @@ class PrefectPages:
 
     def field(self, name: str) -> Locator:
         """Return a field of a form: its label, its description and its input."""
-        label = self.page.locator("label").filter(has_text=re.compile(rf"^{name}( \(Optional\))?$", re.IGNORECASE))
+        words = re.compile(rf"^{re.escape(name)}( \(Optional\))?$", re.IGNORECASE)
+        label = self.page.locator("label").filter(has_text=words)
         return label.locator("xpath=ancestor::div[fieldset][1]")
 
     def fill(self, name: str, value: str | int) -> None:
-        """Fill in a field: a text, a number that may be left out, or a drop-down, of which `value` begins an option."""
+        """Fill in a field: a text, a number, a drop-down (`value` begins an option), or tabs for a name and for a file."""
         field = self.field(name)
         field.wait_for()
-        types = field.get_by_role("tab", name="int" if isinstance(value, int) else "str", exact=True)
-        if types.count():
-            types.click()
+        kinds = field.get_by_role("tab", name="file" if "/" in str(value) else "name", exact=True)
+        if kinds.count():
+            kinds.click()
         chooser = field.get_by_role("button", name=re.compile("^Select "))
         if chooser.count():
             chooser.click()
