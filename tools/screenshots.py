@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 RUN = "speech"
 MAX_BYTES = 200_000
+LOOKS, LOOK_MILLISECONDS = 10, 1500  # until two pictures in a row are the same
 PHONE = {"width": 390, "height": 844}
 # The demo's recipe with fewer steps of smaller batches.
 OVERRIDES = {
@@ -74,14 +75,13 @@ class Camera:
         """Open a page of a size (default: that of a small screen)."""
         return new_page(self.browser, **size)
 
-    def take(self, page: "Page", name: str, *, whole: bool = False) -> None:
-        """Write the picture of what is in sight, or of the whole page.
+    def take(self, page: "Page", name: str) -> None:
+        """Write the picture of what is in sight.
 
         Raises:
             ValueError: it would weigh too much for the README.
         """
-        page.wait_for_load_state("networkidle")
-        picture = Image.open(BytesIO(page.screenshot(full_page=whole, animations="disabled")))
+        picture = Image.open(BytesIO(still(page)))
         path = self.images / f"{name}.png"
         picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
         print(f"{path}: {picture.width} x {picture.height}, {path.stat().st_size / 1000:.0f} kB", flush=True)
@@ -89,6 +89,18 @@ class Camera:
             raise ValueError(
                 f"{path} has {path.stat().st_size:,} bytes; expected at most {MAX_BYTES:,}: show less of it"
             )
+
+
+def still(page: "Page") -> bytes:
+    """Return a picture of a page that has stopped changing; of one that keeps moving, the last of several."""
+    before = b""
+    for _ in range(LOOKS):
+        page.wait_for_timeout(LOOK_MILLISECONDS)
+        picture = page.screenshot(animations="disabled")
+        if picture == before:
+            break
+        before = picture
+    return picture
 
 
 def take_all(camera: Camera, settings: "ServiceSettings", data: Path) -> None:
