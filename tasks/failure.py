@@ -134,18 +134,26 @@ def build_page(api: PrefectApi, flow_run: Any, error: BaseException | None, mess
         MARKDOWN.sub(r"\\\1", reason),
         table(["", ""], rows),
         "### What to do",
-        "\n".join(f"- {line}" for line in advise(error, flow_run)),
+        "\n".join(f"- {line}" for line in advise(error, find_start(api, family[0]))),
         f"`hubert status {_run_of(flow_run)}` says what of the run is done.",
         f"### The rest of the message\n\n```\n{details.strip()}\n```" if details.strip() else "",
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def advise(error: BaseException | None, flow_run: Any) -> list[str]:
-    """Say what to do about an error; None: the process was killed."""
+def find_start(api: PrefectApi, run: dict[str, Any]) -> dict[str, Any]:
+    """Return the run that somebody started: the one itself, or the outermost one above it."""
+    while task_id := run["parent_task_run_id"]:
+        (task,) = api.post("/task_runs/filter", {"task_runs": {"id": {"any_": [task_id]}}})
+        run = read_family(api, task["flow_run_id"])[0]
+    return run
+
+
+def advise(error: BaseException | None, start: dict[str, Any]) -> list[str]:
+    """Say what to do about an error; None: the process was killed. `start`: the run that somebody started."""
     text = next((found for kind, found in ADVICE.items() if isinstance(error, kind)), UNFORESEEN if error else KILLED)
-    again, copy = (RETRY, COPY) if flow_run.deployment_id is not None else (START, CHANGE)
-    place = {"page": address_of("flow-run", flow_run.id), "id": flow_run.id}
+    again, copy = (RETRY, COPY) if start["deployment_id"] else (START, CHANGE)
+    place = {"page": address_of("flow-run", start["id"]), "id": start["id"]}
     return text.format(again=f"{again.format(**place)} {KEPT}", copy=copy.format(**place)).splitlines()
 
 
@@ -164,7 +172,7 @@ def _links(api: PrefectApi, family: list[dict[str, Any]], error: BaseException |
     tasks = api.post("/task_runs/filter", {**wanted, "sort": "END_TIME_DESC"})
     own = [task for task in tasks if not (task["state"]["state_details"] or {}).get("child_flow_run_id")]
     inner = [run for run in family if run["state_type"] in states] or family[:1]
-    yield "log", f"[{inner[-1]['name']}]({address_of('flow-run', inner[-1]['id'])}), tab Logs"
+    yield "log of", f"[{inner[-1]['name']}]({address_of('flow-run', inner[-1]['id'])}) (its tab Logs)"
     if own:
         shown = ", ".join(f"[{task['name']}]({address_of('task-run', task['id'])})" for task in own[:5])
         yield "failed" if error else "under way", f"{shown}{', ...' if len(own) > 5 else ''}"

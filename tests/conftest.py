@@ -53,6 +53,15 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Service"]:  #
     down(settings)
 
 
+@pytest.fixture(scope="session")
+def deployed(service: "Service") -> "Service":  # noqa: F821
+    """The running service with the project's own deployments, beside those of tests/flows."""
+    from tasks.service import deploy
+
+    deploy(service.settings)
+    return service
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Tensors this small only wait for a second thread, and for long where other processes want the core."""

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from prefect import flow, get_run_logger, task
 
+from tasks.failure import write_page
+
 
 @flow(name="small")
 def small(answer: str, number: int = 1) -> None:
@@ -32,7 +34,7 @@ def wait(answer: str, pids: list[int]) -> None:
     time.sleep(600)
 
 
-@flow(name="endless")
+@flow(name="endless", on_crashed=[write_page])
 def endless(answer: str) -> None:
     """Run a subflow that does not end."""
     inner(answer)
