@@ -34,6 +34,11 @@ class Amounts:
         """What work is measured by: audio where it is known."""
         return self.seconds if self.seconds and max(self.seconds) > 0 else self.items
 
+    def describe(self) -> str:
+        """Return the whole, such as `9,870 files`."""
+        count = sum(self.items)
+        return f"{count:,} {self.counted if count != 1 else self.counted.removesuffix('s')}"
+
 
 def measure(stage: Stage, plan: Plan) -> Amounts:
     """Return what each shard of a stage's plan holds."""
@@ -146,21 +151,24 @@ class Progress:
 
     def describe(self) -> str:
         """Return `1,204 of 9,870 files, 12.3 of 98.0 h of audio, 480 s of audio per s, 12 min 30 s left`."""
+        if self.is_complete:
+            return f"{self.describe_end()}; now put together"
         if (rate := self._pace.rate) is None:
-            return f"{self.describe_amount()}, at work for {duration(self._pace.worked)}"
+            at_work = f", at work for {duration(self._pace.worked)}" if self._pace.worked >= 1 else ""
+            return f"{self.describe_amount()}{at_work}"
         left = (sum(self.amounts.weights) - self._sum(self.amounts.weights)) / rate
         return f"{self.describe_amount()}, {self._speed(rate)}, {duration(left)} left"
 
     def describe_amount(self) -> str:
         """Return `1,204 of 9,870 files, 12.3 of 98.0 h of audio`."""
-        files = f"{int(self._sum(self.amounts.items)):,} of {sum(self.amounts.items):,} {self.amounts.counted}"
+        files = f"{int(self._sum(self.amounts.items)):,} of {self.amounts.describe()}"
         if (seconds := self.amounts.seconds) is None:
             return files
         return f"{files}, {audio_of(self._sum(seconds), sum(seconds))} of audio"
 
     def describe_end(self) -> str:
         """Return `all 9,870 files, 98.0 h of audio, in 3 min 24 s`."""
-        parts = [f"all {sum(self.amounts.items):,} {self.amounts.counted}"]
+        parts = [f"all {self.amounts.describe()}" if sum(self.amounts.items) > 1 else self.amounts.describe()]
         if (seconds := self.amounts.seconds) is not None:
             parts.append(f"{audio_length(sum(seconds))} of audio")
         return ", ".join([*parts, f"in {duration(self._pace.worked)}"])

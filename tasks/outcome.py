@@ -8,7 +8,7 @@ from hubert.paths import read_json
 from hubert.pipeline import Iteration
 from hubert.plots import standalone
 from hubert.wording import fixed, percent
-from tasks.page import key_of, show, show_picture, show_table
+from tasks.page import DONE, key_of, note, show, show_picture, show_table
 from tasks.stage import cached
 
 PICTURES = {
@@ -48,6 +48,7 @@ def show_choice(iteration: Iteration, outcome: Outcome) -> None:
         f"The layer: {outcome.why}.\n\n`{outcome.checkpoint}`",
         f"chosen for the next iteration: {chosen}; {outcome.why}",
     )
+    note("choice", DONE, f"{chosen}; {outcome.why}")
     candidates = list_candidates(iteration)
     rows = [checkpoint_row(candidate, outcome) for candidate in candidates]
     text = f"{len(rows):,} checkpoints of it{outcome.iteration}; chosen: step {outcome.step:,}"

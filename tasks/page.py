@@ -1,16 +1,21 @@
 """What a run's page in Prefect shows: figures of each stage, checkpoints, pictures, links; each one kept current in place.
 
-Everything stands on the page of the `hubert-iteration` (or other flow) that a person started or looks for, though flows
-below it do the work. An artifact's key is global in Prefect: its page shows the newest one of all runs of the server. So
-keys begin with the run's name and a digest of its folder, and name the iteration: two runs at once never mix.
+All that comes out of an iteration stands on the page of its `hubert-iteration`, though flows below it do the work; only
+the progress bars stand on the pages of those. An overview, on the same page, says how far every stage is and links to
+all the rest: the cards of a page have no order.
+
+An artifact's key is global in Prefect: its page shows the newest one of all runs of the server. So keys begin with the
+run's name and a digest of its folder, and name the iteration: two runs at once never mix.
 
 A page is for people. If the server does not take it, a warning is logged and the work goes on.
 """
 
 import base64
+import json
 import re
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID
@@ -22,6 +27,7 @@ from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import get_current_settings
 
 from hubert.key_figures import key_figures
 from hubert.stage import Figures, Stage, digest
@@ -33,13 +39,79 @@ MAX_NAME = 40  # letters of the run's name in a key
 MAX_PICTURE = 100_000  # bytes of a picture with its address; the server keeps every version
 UNREACHED = (httpx.HTTPError, PrefectHTTPStatusError)
 
-_here: ContextVar[UUID | None] = ContextVar("page", default=None)
+DONE, AT_WORK, STOPPED = "done", "at work", "stopped"
 
 
-def open_page() -> None:
-    """Show what follows on the page of the surrounding flow run, also what the flows below it have to show."""
+@dataclass
+class Page:
+    """The page of a flow run, and the overview on it."""
+
+    flow_run: UUID | None
+    title: str = ""
+    home: Path | None = None
+    stages: dict[str, tuple[str, str, str]] = field(default_factory=dict)  # by name: state, how far it is, address
+    links: dict[str, str] = field(default_factory=dict)  # by what they lead to
+    overview: UUID | None = None
+
+    def note(self, name: str, state: str, text: str, address: str = "") -> None:
+        """Say how far a stage is, and where its page is."""
+        self.stages[name] = (state, text, address)
+        self.renew()
+
+    def link(self, what: str, address: str, text: str) -> None:
+        """Add a link, or replace it."""
+        self.links[what] = f"[{text}]({address})"
+        self.renew()
+
+    def renew(self) -> None:
+        """Bring the overview up to date."""
+        if self.overview is not None:
+            renew(self.overview, self.write(), self.describe())
+
+    def describe(self) -> str:
+        """Return the line on the overview's card."""
+        num_done = sum(state == DONE for state, _, _ in self.stages.values())
+        now = [f"{name}: {text}" for name, (state, text, _) in self.stages.items() if state != DONE]
+        return f"{now[-1]}" if now else f"{num_done} stages are done" if num_done else "about to start"
+
+    def write(self) -> str:
+        """Return the overview as markdown."""
+        rows = [
+            (f"[{name}]({address})" if address else name, state, text)
+            for name, (state, text, address) in self.stages.items()
+        ]
+        stages = [table(("stage", "", "how far it is, or what came out"), rows)] if rows else []
+        links = ["\n".join(f"- {link}" for link in self.links.values())] if self.links else []
+        return "\n\n".join([f"**{self.title}**", *stages, *links])
+
+
+_here: ContextVar[Page | None] = ContextVar("page", default=None)
+
+
+def open_page(home: Path | None = None, title: str = "") -> None:
+    """Show what follows on the page of the surrounding flow run, also what the flows below it have to show.
+
+    Args:
+        home: the iteration's folder; without it there is no overview.
+        title: of the overview.
+    """
+    page = Page(_own_flow_run(), title, home)
+    _here.set(page)
+    if home is not None:
+        page.overview = show("markdown", key_of(home, "overview"), page.write(), page.describe())
+        if address := address_of(page.overview):
+            get_run_logger().info("How far this run is, with links: %s", address)
+
+
+def _own_flow_run() -> UUID | None:
     context = FlowRunContext.get()
-    _here.set(context.flow_run.id if context is not None and context.flow_run is not None else None)
+    return context.flow_run.id if context is not None and context.flow_run is not None else None
+
+
+def address_of(artifact: UUID | None) -> str:
+    """Return the address of an artifact's page; empty if there is none, or no user interface."""
+    ui = get_current_settings().ui_url
+    return f"{ui}/artifacts/artifact/{artifact}" if ui and artifact else ""
 
 
 def key_of(home: Path, what: str) -> str:
@@ -49,20 +121,37 @@ def key_of(home: Path, what: str) -> str:
     """
     number = re.fullmatch(r"it(\d+)", home.name)
     root = home.parent if number else home
-    name = re.sub(r"[^a-z0-9]+", "-", root.name.lower())[:MAX_NAME].strip("-")
+    name = slug(root.name)[:MAX_NAME].strip("-")
     parts = (name, digest(str(root))[:8], home.name if number else "", what)
     return "-".join(part for part in parts if part)
 
 
-def show(kind: Kind, key: str, data: Any, description: str) -> UUID | None:
+def note(name: str, state: str, text: str) -> None:
+    """Say in the overview how far a stage is."""
+    if (page := _here.get()) is not None:
+        page.note(name, state, text)
+
+
+def slug(name: str) -> str:
+    """Write a name with the letters that a key may have."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def show(kind: Kind, key: str, data: Any, description: str, *, below: bool = False) -> UUID | None:
     """Show something on the page: what it shows under this key already is replaced.
+
+    Args:
+        kind: Prefect's type.
+        key: from `key_of`.
+        data: as Prefect wants it for this type.
+        description: the line on the card.
+        below: on the page of the flow that does the work, not on that of the iteration.
 
     Returns:
         The artifact's id for `renew`; None if the server did not take it.
     """
-    context = FlowRunContext.get()
-    own = context.flow_run.id if context is not None and context.flow_run is not None else None
-    page = _here.get() or own
+    opened = _here.get()
+    page = _own_flow_run() if below or opened is None else opened.flow_run
     try:
         with get_client(sync_client=True) as client:
             wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[key]))
@@ -100,18 +189,24 @@ def show_stage(stage: Stage, figures: Figures, name: str = "") -> None:
     tables = [table(header, rows) for header, rows in found.tables]
     label = name or stage.label
     parts = [f"**{label}: {found.headline}**", *tables, *found.remarks, f"`{stage.folder}`"]
-    key = key_of(stage.parent, re.sub(r"[^a-z0-9]+", "-", (name or stage.name).lower()))
-    show("markdown", key, "\n\n".join(parts), f"{label}: {found.headline}")
+    key = key_of(stage.parent, slug(name or stage.name))
+    artifact = show("markdown", key, "\n\n".join(parts), found.headline)
+    if (page := _here.get()) is not None:
+        page.note(label, DONE, found.headline, address_of(artifact))
 
 
 def show_table(home: Path, what: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
     """Show rows under their columns' names."""
-    show("table", key_of(home, what), list(rows), description)
+    _show_linked("table", key_of(home, what), json.dumps(list(rows)), description)
 
 
 def show_link(home: Path, what: str, address: str, text: str) -> None:
-    """Show a link; the card on the page says the address too."""
+    """Show a link, also in the overview; `home` is where it belongs if no page is open."""
+    page = _here.get()
+    home = page.home or home if page is not None else home
     show("link", key_of(home, what), f"[{text}]({address})", f"[{text}]({address})")
+    if page is not None:
+        page.link(what, address, text)
 
 
 def show_picture(home: Path, what: str, svg: str, description: str) -> None:
@@ -120,4 +215,10 @@ def show_picture(home: Path, what: str, svg: str, description: str) -> None:
     if len(address) > MAX_PICTURE:
         get_run_logger().info("%s: a picture of %d bytes is left out here; the report has it", what, len(address))
         return
-    show("image", key_of(home, f"picture-{what}"), address, description)
+    _show_linked("image", key_of(home, f"picture-{what}"), address, description)
+
+
+def _show_linked(kind: Kind, key: str, data: str, description: str) -> None:
+    artifact = show(kind, key, data, description)
+    if (page := _here.get()) is not None and (address := address_of(artifact)):
+        page.link(key, address, description)

@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 from hubert.progress import Progress, Receipts, measure
 from hubert.stage import Plan, Stage
-from tasks.page import key_of, renew, show
+from tasks.page import AT_WORK, STOPPED, key_of, note, renew, show, slug
 
 LOOK_SECONDS = 4.0  # between two listings of the receipts, and two requests
 
@@ -21,9 +21,10 @@ class Bar:
         self._receipts = Receipts(stage.folder, missing)
         self._looked = time.monotonic()
         self._progress.look(self._looked, ())
-        self._shown = f"{self.label}: {self._progress.describe()}"
-        key = key_of(stage.parent, f"{(name or stage.name).lower().replace(' ', '-')}-progress")
-        self._artifact = show("progress", key, self._progress.percent, self._shown)
+        self._shown = self._progress.describe()
+        key = key_of(stage.parent, f"{slug(name or stage.name)}-progress")
+        self._artifact = show("progress", key, self._progress.percent, self._shown, below=True)
+        note(self.label, AT_WORK, self._shown)
 
     def look(self, waits_for: str = "", done: Collection[int] = ()) -> None:
         """Look what got done, every few seconds at most.
@@ -50,10 +51,12 @@ class Bar:
     def stop(self) -> None:
         """Leave the bar where it is: the stage has failed."""
         self._progress.look(time.monotonic(), self._receipts.new())
-        self._show(f"stopped at {self._progress.describe_amount()}")
+        self._show(f"stopped at {self._progress.describe_amount()}", STOPPED)
 
-    def _show(self, text: str) -> None:
-        text = f"{self.label}: {text}"
-        if self._artifact is not None and text != self._shown:
+    def _show(self, text: str, state: str = AT_WORK) -> None:
+        if text == self._shown:
+            return
+        self._shown = text
+        if self._artifact is not None:
             renew(self._artifact, self._progress.percent, text)
-            self._shown = text
+        note(self.label, state, text)

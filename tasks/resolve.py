@@ -24,12 +24,13 @@ def settle(run: str, recipe: str, data: str, *, choose: Choose = "auto", **wishe
     Raises:
         ConfigError: something asked for does not exist or contradicts itself; nothing was started.
     """
-    open_page()
     folder = RunFolder.of(run)
     record = folder.resolved(str(runtime.flow_run.id or "direct"))
     if runtime.flow_run.run_count > 1 and record.exists():
         get_run_logger().info("This run was tried before: its settings are read from %s", record)
-        return announce(Resolved.load(record))
+        resolved = Resolved.load(record)
+        open_overview(resolved)
+        return announce(resolved)
     wished = wishes.pop("iteration", None)
     number = first_unfinished(folder) if wished is None else wished
     check_number(number)
@@ -38,6 +39,7 @@ def settle(run: str, recipe: str, data: str, *, choose: Choose = "auto", **wishe
     resolved = resolve(run, recipe, data, iteration=number, pick=pick, **wishes)
     resolved.save(record)
     resolved.remember()
+    open_overview(resolved)
     show(
         "markdown",
         key_of(resolved.iteration.home, "settings"),
@@ -57,6 +59,12 @@ def announce(resolved: Resolved) -> Resolved:
         with get_client(sync_client=True) as client:
             client.update_flow_run(UUID(runtime.flow_run.id), name=title, tags=sorted(tags))
     return resolved
+
+
+def open_overview(resolved: Resolved) -> None:
+    """Begin the page of an iteration."""
+    name, source = Path(resolved.run).name, resolved.iteration.source.describe()
+    open_page(resolved.iteration.home, f"{name}, iteration {resolved.number}: clusters {source}")
 
 
 def corpus_of(recipe: str, overrides: Mapping[str, Any] | None) -> str:

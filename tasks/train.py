@@ -13,13 +13,14 @@ from prefect import get_run_logger, task
 from hubert.launch import STOP_SECONDS, Event, Launcher, LocalLauncher
 from hubert.paths import RunFolder
 from hubert.pipeline import Iteration
+from hubert.progress import number
 from hubert.stage import Figures
 from hubert.train import MAX_RESTARTS, TrainStage, train_until_done
 from hubert.wording import duration, fixed, percent
 from tasks.cluster_settings import read_cluster
 from tasks.failure import noting
 from tasks.markdown import cell
-from tasks.page import key_of, renew, show, show_link, show_picture, show_stage
+from tasks.page import AT_WORK, STOPPED, key_of, note, renew, show, show_link, show_picture, show_stage
 from tasks.slurm_settings import SlurmSettings
 from tasks.slurm_training import SlurmLauncher
 from tasks.stage import cached
@@ -41,14 +42,15 @@ class Follower:
         self.tracker = tracker
         self.logger = get_run_logger()
         self.progress, self.state, self.news = 0.0, "", "no step yet"
-        self.bar = show("progress", key_of(stage.parent, f"{stage.name}-progress"), 0.0, self.description)
+        self.bar = show("progress", key_of(stage.parent, f"{stage.name}-progress"), 0.0, self.description, below=True)
+        note(stage.label, AT_WORK, self.description)
         self.mirrored = self.said = 0.0
         self.drawn = time.monotonic()
 
     @property
     def description(self) -> str:
         """What stands below the progress bar: the job's state, how good and how fast the training is."""
-        return f"{self.stage.label}: {'; '.join(text for text in (self.state, self.news) if text)}"
+        return "; ".join(text for text in (self.state, self.news) if text)
 
     def __call__(self, event: Event) -> None:
         """Take one event."""
@@ -78,10 +80,11 @@ class Follower:
             if now - self.drawn > DRAW_SECONDS:
                 self.draw()
 
-    def show(self) -> None:
+    def show(self, state: str = AT_WORK) -> None:
         """Bring the progress bar up to date."""
         if self.bar is not None:
             renew(self.bar, self.progress, self.description)
+        note(self.stage.label, state, self.description)
 
     def draw(self) -> None:
         """Show the losses so far as a picture."""
@@ -101,7 +104,7 @@ class Follower:
     def stop(self) -> None:
         """Leave the bar where it is: the training has ended before its last step."""
         self.news = f"stopped; last seen: {self.news}"
-        self.show()
+        self.show(STOPPED)
 
     def mirror(self) -> None:
         """Send new losses to MLflow; say once when it does not answer."""
@@ -117,7 +120,7 @@ def describe(line: Mapping[str, Any], steps: int) -> str:
     left = duration(line["seconds"] / line["step"] * max(0, steps - line["step"]))
     return (
         f"step {line['step']:,} of {steps:,}, loss {fixed(line['loss'])} nats and {percent(line['accuracy'])} % right on masked "
-        f"frames, {cell(line['audio_seconds_per_second'])} s of audio per s, {left} left"
+        f"frames, {number(line['audio_seconds_per_second'])} s of audio per s, {left} left"
     )
 
 

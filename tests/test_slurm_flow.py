@@ -19,6 +19,7 @@ from hubert.train import TrainStage
 from hubert.training_folder import read_metrics
 from tasks import train
 from tasks.follow import read_family, start_run
+from tasks.page import key_of
 from tasks.prefect_api import connect
 from tasks.service import down, up
 from tasks.service_settings import environment as service_environment
@@ -77,9 +78,9 @@ def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
 def descriptions(environment: dict[str, str], stage: TrainStage) -> list[str]:
     """Return what stands below the progress bars of a training."""
     with httpx.Client(base_url=environment["PREFECT_API_URL"]) as client:
-        body = {"artifacts": {"type": {"any_": ["progress"]}}, "sort": "CREATED_DESC"}
+        body = {"artifacts": {"key": {"any_": [key_of(stage.parent, "train-progress")]}}, "sort": "CREATED_DESC"}
         found = client.post("/artifacts/filter", json=body).raise_for_status().json()
-    return [text for artifact in found if (text := artifact["description"]).startswith(f"{stage.label}: ")]
+    return [artifact["description"] for artifact in found]
 
 
 def test_the_training_shows_its_job_on_the_page_and_in_the_figures(service, labelled, parameters, tmp_path):
@@ -89,7 +90,7 @@ def test_the_training_shows_its_job_on_the_page_and_in_the_figures(service, labe
     assert f"job {job_id} is running on n" in (tmp_path / "log").read_text()
     assert json.loads((stage.folder / "done.json").read_text())["figures"]["slurm_jobs"] == [job_id]
     newest, *_ = descriptions(environment, stage)
-    assert newest.startswith(f"{stage.label}: job {job_id} is ")
+    assert newest.startswith(f"job {job_id} is ")
     assert newest.endswith("; all 100 steps are done")
 
 

@@ -70,7 +70,7 @@ def test_every_stage_of_a_finished_iteration_has_its_page_in_words(small_run, pa
     for name in STAGES:
         page = pages.get(key_of(home, name))
         text = page["data"]
-        assert f"it{number}/{name}: " in page["description"]
+        assert f"it{number}/{name}: {page['description']}" in text
         assert re.sub(r"`[^`]*`", "", text).count("_") == 0, f"a name of the code: {text}"
         assert str(home / name) in text, "the page does not say where the files are"
     choice = pages.get(key_of(home, "choice"))
@@ -83,11 +83,7 @@ def test_the_audio_of_abx_and_of_alignments_does_not_hide_the_runs_own(small_run
     texts = [
         pages.get(key_of(small_run.folder, name))["description"] for name in ("manifest", "abx-audio", "aligned-audio")
     ]
-    assert [text.partition(",")[0] for text in texts] == [
-        "manifest: 30 files",
-        "ABX audio: 24 files",
-        "aligned audio: 30 files",
-    ]
+    assert [text.partition(",")[0] for text in texts] == ["30 files", "24 files", "30 files"]
 
 
 def test_a_bar_ends_full_and_says_how_many_files_and_how_much_audio(small_run, pages):
@@ -95,10 +91,10 @@ def test_a_bar_ends_full_and_says_how_many_files_and_how_much_audio(small_run, p
     bars = {name: pages.get(key_of(home, f"{name}-progress")) for name in STAGES}
     assert {bar["data"] for bar in bars.values()} == {100}
     said = {name: bar["description"] for name, bar in bars.items()}
-    assert re.fullmatch(r"it1/units: all 30 files, 1\.8 min of audio, in .+", said["units"])
-    assert re.fullmatch(r"it1/features: all 24 files, 1\.4 min of audio, in .+", said["features"])
-    assert re.fullmatch(r"it1/validate: all 3 checkpoints, in .+", said["validate"])
-    assert said["train"] == "it1/train: all 12 steps are done"
+    assert re.fullmatch(r"all 30 files, 1\.8 min of audio, in .+", said["units"])
+    assert re.fullmatch(r"all 24 files, 1\.4 min of audio, in .+", said["features"])
+    assert re.fullmatch(r"all 3 checkpoints, in .+", said["validate"])
+    assert said["train"] == "all 12 steps are done"
     assert "all 30 files" in pages.get(key_of(small_run.folder, "manifest-progress"))["description"]
 
 
@@ -128,11 +124,24 @@ def test_pictures_are_small_and_stand_alone(small_run, pages):
 
 def test_all_of_an_iteration_stands_on_the_page_of_its_own_run(small_run, pages):
     home = RunFolder(small_run.folder).iteration(2)
-    found = pages.of_run(home)
+    found = {key: one for key, one in pages.of_run(home).items() if one["type"] != "progress"}
     assert len(found) >= 2 * len(STAGES)
     assert {pages.flow_of(artifact) for artifact in found.values()} == {
         (f"{small_run.folder.name} it2", "hubert-iteration")
     }
+
+
+def test_the_overview_says_how_far_each_stage_is_and_links_to_all_the_rest(small_run, pages):
+    home = RunFolder(small_run.folder).iteration(1)
+    found = pages.of_run(home)
+    text = found[key_of(home, "overview")]["data"]
+    for name in STAGES:
+        page = found[key_of(home, name)]
+        assert f"/artifacts/artifact/{page['id']}) | done | {page['description']} |" in text
+    for name in ("checkpoints", "picture-loss", "picture-abx"):
+        assert f"/artifacts/artifact/{found[key_of(home, name)]['id']})" in text
+    for name in ("mlflow", "mlflow-checkpoints"):
+        assert pages.get(key_of(home, name))["data"] in text
 
 
 def test_links_lead_to_the_training_and_its_checkpoints(small_run, pages, service):
@@ -165,13 +174,13 @@ def test_while_a_stage_runs_its_bar_moves_and_the_dask_dashboard_answers(pages, 
         (tmp_path / "open-0").touch()
         key = key_of(tmp_path, "gated-progress")
         half = wait_for(process, lambda: (found := pages.get(key))["data"] == 50 and found)
-        assert half["description"].startswith("gated: 1 of 2 shards, ")
+        assert half["description"].startswith("1 of 2 shards, ")
         assert half["description"].endswith(" left")
     finally:
         (tmp_path / "open-all").touch()
         process.wait(120)
     assert process.returncode == 0, (tmp_path / "log").read_text()[-3000:]
-    assert pages.get(key)["description"].startswith("gated: all 2 shards, in ")
+    assert pages.get(key)["description"].startswith("all 2 shards, in ")
     assert stage.done()
 
 
@@ -237,7 +246,7 @@ def test_progress_is_said_in_files_hours_speed_and_time_left():
     amounts = Amounts("files", [1000, 204, 8666], [36_000.0, 8_280.0, 308_520.0])
     progress = Progress(amounts, done=[0])
     progress.look(100.0, [0])
-    assert progress.describe() == "1,000 of 9,870 files, 10.0 of 98.0 h of audio, at work for 0.0 s"
+    assert progress.describe() == "1,000 of 9,870 files, 10.0 of 98.0 h of audio"
     progress.look(117.25, [1])
     assert (
         progress.describe() == "1,204 of 9,870 files, 12.3 of 98.0 h of audio, 480 s of audio per s, 10 min 43 s left"
