@@ -13,22 +13,23 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.patches import Rectangle
 
 from hubert.audio import SAMPLE_RATE
 from hubert.example import Example
 from hubert.phone_classes import CLASSES, order_phones
 from hubert.plots import GRID, INK, dress, write_svg
 
-WIDTH = 9.6  # inches
+WIDTH = 9.6  # inches, as these
+LEFT, RIGHT, TOP, BOTTOM, GAP = 0.62, 0.12, 0.06, 0.42, 0.04
 FRAMES_PER_LINE = 150  # then the number of a single frame's unit is still legible
 WINDOW, STEP = 400, 80  # samples: 25 ms, every 5 ms
 # White is as loud as the quietest fifth (the noise of the recording), but between 30 and 70 dB below the loudest point.
 QUIET, MIN_RANGE_DB, MAX_RANGE_DB = 0.2, 30.0, 70.0
 NUM_LEVELS = 24  # few levels make a small picture
-MIN_PHONE_INCHES = 0.07  # per letter: a longer name does not fit
-MIN_UNIT_INCHES = 0.055
+LETTER_INCHES, DIGIT_INCHES = (
+    0.07,
+    0.055,
+)  # what a letter of a phone's name needs, and a unit's number, which stands upright
 TINT = 0.38  # strength of a class's colour, so that text on it stays legible on a light and on a dark page
 
 # One hue per class of phones, apart in lightness too.
@@ -102,11 +103,15 @@ def _draw_line(
     start: float,
     end: float,
 ) -> str:
-    rows = {"spectrogram": 1.25} | ({} if example.phones is None else {"phones": 0.22}) | {"units": 0.34}
-    layout = ConstrainedLayoutEngine(h_pad=0.01, w_pad=0.02, hspace=0, wspace=0)
-    figure = Figure(figsize=(WIDTH, sum(rows.values()) + 0.5), layout=layout)
-    found = figure.subplots(len(rows), 1, sharex=True, height_ratios=list(rows.values()), squeeze=False)[:, 0]
-    axes = dict(zip(rows, found, strict=True))
+    heights = {"spectrogram": 1.25} | ({} if example.phones is None else {"phones": 0.22}) | {"units": 0.34}
+    height = TOP + sum(heights.values()) + GAP * (len(heights) - 1) + BOTTOM
+    figure = Figure(figsize=(WIDTH, height))
+    axes, upper = {}, height - TOP
+    for name, inches in heights.items():  # placed by hand: matplotlib's layouts draw everything twice
+        upper -= inches
+        box = (LEFT / WIDTH, upper / height, 1 - (LEFT + RIGHT) / WIDTH, inches / height)
+        axes[name] = figure.add_axes(box)
+        upper -= GAP
     first, last = int(start * SAMPLE_RATE / STEP), int(np.ceil(end * SAMPLE_RATE / STEP)) + 1
     part = levels[:, first:last]
     step = STEP / SAMPLE_RATE
@@ -116,50 +121,61 @@ def _draw_line(
     )
     axes["spectrogram"].set_yticks([0, 2, 4, 6, 8])
     axes["spectrogram"].set_ylabel("frequency (kHz)")
-    inches = (WIDTH - 0.75) / (end - start)  # per second
-    for begin, stop, name in example.phones or ():
-        colour = COLOURS[classes[name]]
-        _box(axes["phones"], (begin, stop), (start, end), name, colour, inches, MIN_PHONE_INCHES * max(len(name), 1), 8)
-    for begin, stop, unit in example.runs():
-        colour = COLOURS[classes[unit_phones[unit]]] if unit in unit_phones else NO_CLASS
-        _box(axes["units"], (begin, stop), (start, end), str(unit), colour, inches, MIN_UNIT_INCHES, 5.5, rotation=90)
-    for name in list(rows)[1:]:
+    phones = [
+        Box(begin, stop, name, COLOURS[classes[name]], LETTER_INCHES * len(name))
+        for begin, stop, name in example.phones or ()
+    ]
+    if phones:
+        _draw_boxes(axes["phones"], phones, start, end, size=8)
+    colours = {unit: COLOURS[classes[phone]] for unit, phone in unit_phones.items()}
+    units = [
+        Box(begin, stop, str(unit), colours.get(unit, NO_CLASS), DIGIT_INCHES) for begin, stop, unit in example.runs()
+    ]
+    _draw_boxes(axes["units"], units, start, end, size=5.5, rotation=90)
+    for name in list(heights)[1:]:
         axes[name].set_ylim(0, 1)
         axes[name].set_yticks([0.5], [name])
-        axes[name].tick_params(length=0)
     for one in axes.values():
         dress(one, grid=False, frame=True, label_size=8)
-        one.tick_params(bottom=one is axes["units"], labelbottom=one is axes["units"])
+        is_lowest = one is axes["units"]
+        one.tick_params(axis="x", bottom=is_lowest, labelbottom=is_lowest, length=3)
+        one.tick_params(axis="y", length=3 if one is axes["spectrogram"] else 0)
+        one.set_xlim(start, end)
         one.yaxis.label.set_fontsize(8)
-    axes["units"].tick_params(axis="x", length=3)
-    axes["units"].set_xlim(start, end)
-    axes["units"].set_xlabel("time (s)")
-    axes["units"].xaxis.label.set_fontsize(8)
+    axes["units"].set_xlabel("time (s)", fontsize=8, labelpad=2)
     return write_svg(figure, f"example{number}", _alt(example, start, end))
 
 
-def _box(
-    axes: Axes,
-    span: tuple[float, float],
-    window: tuple[float, float],
-    text: str,
-    colour: str,
-    inches_per_second: float,
-    min_inches: float,
-    size: float,
-    *,
-    rotation: float = 0,
+@dataclass(frozen=True)
+class Box:
+    """What lasts from `start` to `end`, in seconds: its text, and how many inches that needs."""
+
+    start: float
+    end: float
+    text: str
+    colour: str
+    inches: float
+
+
+def _draw_boxes(
+    axes: Axes, boxes: Sequence[Box], start: float, end: float, *, size: float, rotation: float = 0
 ) -> None:
-    """Draw what of a span lies in the window, with its text if that fits."""
-    begin, end = max(span[0], window[0]), min(span[1], window[1])
-    if begin >= end:
-        return
-    axes.add_patch(Rectangle((begin, 0), end - begin, 1, facecolor=colour, alpha=TINT, edgecolor="none"))
-    if span[0] > window[0]:
-        axes.axvline(begin, color=GRID, linewidth=0.8)
-    if (end - begin) * inches_per_second >= min_inches:
-        middle = (begin + end) / 2
-        axes.text(middle, 0.47, text, ha="center", va="center", fontsize=size, rotation=rotation, color=INK)
+    """Draw what of the boxes lies between `start` and `end`, each with its text if that fits."""
+    inches_per_second = (WIDTH - LEFT - RIGHT) / (end - start)
+    shown = [box for box in boxes if box.start < end and box.end > start]
+    spans = [(max(box.start, start), min(box.end, end)) for box in shown]
+    axes.broken_barh(
+        [(first, last - first) for first, last in spans],
+        (0, 1),
+        facecolors=[box.colour for box in shown],
+        edgecolors="none",
+        alpha=TINT,
+    )
+    axes.vlines([box.start for box in shown if box.start > start], 0, 1, color=GRID, linewidth=0.8)
+    for box, (first, last) in zip(shown, spans, strict=True):
+        if (last - first) * inches_per_second >= box.inches:
+            middle = (first + last) / 2
+            axes.text(middle, 0.47, box.text, ha="center", va="center", fontsize=size, rotation=rotation, color=INK)
 
 
 def _alt(example: Example, start: float, end: float) -> str:

@@ -1,6 +1,9 @@
 """One audio file, from disk to the report: every stage's files are opened and the same file is found in each."""
 
+import base64
+import io
 import json
+import re
 
 import numpy as np
 import polars as pl
@@ -14,6 +17,7 @@ from hubert.features import mfcc
 from hubert.kmeans import Codebook
 from hubert.model import HuBERT
 from hubert.outcome import read_outcome
+from hubert.rebuild import rebuild
 from hubert.resolve import resolve
 from hubert.table import Table
 from tests.small import build_corpus, write_recipe
@@ -90,6 +94,48 @@ def test_one_file_is_followed_from_disk_to_the_report(finished):
     assert report
     html = (second.report.folder / "report.html").read_text()
     assert f"step {outcome.step}" in html or f"{outcome.step:,}" in html
+
+
+def test_the_reports_figures_sound_units_and_phones_are_those_of_the_files(finished):
+    corpus, (_, second) = finished
+    html = (second.report.folder / "report.html").read_text()
+    losses = {row["step"]: row["masked_loss"] for row in second.validate.figures()["rows"]}
+    shown = re.findall(r'<tr[^>]*>\s*<th scope="row">(\d+)</th>\s*<td>([\d.]+)</td>', html)
+    assert {int(step): loss for step, loss in shown} == {step: f"{loss:.3f}" for step, loss in losses.items()}
+
+    (fileid,) = re.findall(r'<h2 id="example">One utterance</h2>\s*<p><code>(.*?)</code>', html)
+    samples, rate = soundfile.read(corpus / "val" / f"{fileid}.flac", dtype="int16")
+    (encoded,) = re.findall(r'<audio [^>]*src="data:audio/flac;base64,([^"]+)"', html)
+    heard = soundfile.read(io.BytesIO(base64.b64decode(encoded)), dtype="int16")
+    assert (rate, heard[1]) == (16_000, 16_000)
+    assert np.array_equal(heard[0], samples)
+
+    shards = pl.concat([pl.read_parquet(shard) for shard in (second.units.folder / "shards").glob("*.parquet")])
+    units = shards.filter(pl.col("fileid") == fileid)["units"][0].to_list()
+    (numbers,) = re.findall(r"<summary>All units in numbers</summary>\s*<p[^>]*><code>([\d ]+)</code>", html)
+    assert [int(unit) for unit in numbers.split()] == units
+
+    names = pl.read_csv(corpus / "alignments.csv").filter(pl.col("fileid").str.ends_with(fileid)).sort("start")["phone"]
+    said = [line.split() for line in re.findall(r"<title>Spectrogram from .*? s\. Phones: (.*?)\.", html)]
+    joined = said[0] + [name for line in said[1:] for name in line[1:]]  # a phone at the end of a line begins the next
+    assert joined == names.to_list()
+
+
+def test_the_reports_of_a_run_are_written_again_when_the_corpus_is_gone(finished):
+    corpus, (first, second) = finished
+    pages = [first.report.folder / "report.html", second.report.folder / "report.html"]
+    before = [page.read_text() for page in pages]
+    away = corpus.rename(corpus.with_name("away"))
+    try:
+        for page in pages:
+            page.unlink()
+        rebuilt = rebuild(first.folder)
+        assert list(rebuilt.pages.values()) == pages
+        assert [page.read_text() for page in pages] == before
+    finally:
+        away.rename(corpus)
+    assert second.report.done() is not None
+    assert rebuilt.missing == {}
 
 
 def test_the_next_iteration_starts_from_what_the_report_says_was_chosen(finished):

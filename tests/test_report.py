@@ -1,14 +1,19 @@
 """The report of a run whose stages' files are made up here: what the pages say, and what they must not do."""
 
+import base64
+import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import html5lib
 import numpy as np
 import polars as pl
 import pytest
+import soundfile
 
 from hubert import plots, wording
 from hubert.errors import DataError
@@ -17,20 +22,29 @@ from hubert.paths import RunFolder, write_json
 from hubert.phone_classes import order_phones
 from hubert.recipe import build_recipe
 from hubert.report import ReportStage, summarise_run
+from hubert.resolve import Resolved
 from hubert.status import read_folder
+from hubert.table import Table
+from tests.corpus import write_corpus
+from tests.toy import hubert
 
 PHONES = ["AA", "B", "IY", "M", "S", "SIL", "T", "V"]
 NUM_UNITS = 100
+SECONDS = [9.0, 3.5, 2.25]  # of the validation's utterances
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 
 
 # A run that never was ----------------------------------------------------------------------------------------------
 
 
+def key_of(name: str, parent: Path) -> str:
+    return f"0123abcd{name}{parent.name}".ljust(64, "0")
+
+
 def finish(parent: Path, name: str, figures: dict[str, Any], *, seconds: float = 12.5) -> Path:
     """Write a stage's folder with its done.json."""
     folder = parent / f"{name}-0123abcd"
-    content = {"stage": name, "key": f"{name}{parent.name}".ljust(64, "0"), "settings": {}, "inputs": {"x": "y" * 64}}
+    content = {"stage": name, "key": key_of(name, parent), "settings": {}, "inputs": {"x": "y" * 64}}
     content |= {"outputs": {}, "figures": figures, "num_shards": 3, "seconds": seconds, "host": "node1"}
     write_json(folder / "done.json", content | {"finished_at": "2026-11-22T10:00:00+0000"})
     return folder
@@ -68,7 +82,14 @@ def make_train(home: Path, number: int, steps: int) -> Path:
 
 
 def make_iteration(
-    run: Path, number: int, *, steps: int = 400, across: float = 28.4, with_abx: bool = True, with_phones: bool = True
+    run: Path,
+    number: int,
+    *,
+    steps: int = 400,
+    across: float = 28.4,
+    with_abx: bool = True,
+    with_phones: bool = True,
+    spoken: bool = False,
 ) -> ReportStage:
     """Write the stages' files of an iteration and its outcome, and return its report's stage."""
     home = run / f"it{number}"
@@ -78,6 +99,7 @@ def make_iteration(
     pl.DataFrame(
         {"path": ["/data/<odd> & file.wav"], "fileid": ["odd"], "reason": ["stereo: 2 channels"]}
     ).write_parquet(manifest / "rejected.parquet")
+    (manifest / "train.parquet").touch()
     source = {"kind": "mfcc", "dimension": 39}
     features = finish(home, "features", {"num_files": 40, "num_frames": 24480, "hours": 0.068, "source": source})
     codebook = {"mean_squared_distance": 1496.25, "num_empty_units": 0, "usage_perplexity": 88.25}
@@ -90,6 +112,9 @@ def make_iteration(
         "num_dead_units": 1,
     }
     units = finish(home, "units", {"num_units": NUM_UNITS, "frame_rate": 100, "train": usage, "validation": usage})
+    if spoken:
+        table = write_corpus(run.parent / f"spoken{number}", SECONDS, frame_rate=100 if number == 1 else 50)
+        shutil.copytree(table, units / "tables" / "validation")
     (units / "tables" / "train").mkdir(parents=True, exist_ok=True)
     np.save(units / "tables" / "train" / "units.npy", rng.zipf(1.5, 5000).clip(1, NUM_UNITS).astype(np.uint16) - 1)
     rows = [
@@ -156,6 +181,9 @@ def make_iteration(
         "source": (teacher if number > 1 else {"checkpoint": "", "sha256": "", "layer": 0}),
         "chosen": "iteration 1 starts from MFCC" if number == 1 else outcome["why"],
     }
+    settled = Resolved.model_validate(resolved)
+    settled.remember()
+    resolved = settled.model_dump(mode="json")
     return ReportStage(home, run_folder=run, number=number, resolved=resolved, stages=stages, outcome=outcome)
 
 
@@ -163,8 +191,8 @@ def make_iteration(
 def run(tmp_path_factory):
     """A run of two iterations with their reports; the second falls below MFCC."""
     root = tmp_path_factory.mktemp("runs") / "demo"
-    make_iteration(root, 1).run()
-    make_iteration(root, 2, across=22.125).run()
+    make_iteration(root, 1, spoken=True).run()
+    make_iteration(root, 2, across=22.125, spoken=True).run()
     return RunFolder(root)
 
 
@@ -229,13 +257,36 @@ def test_a_page_is_well_formed_needs_no_network_and_stays_small(run, which):
     page = summarise_run(run)[0].read_text() if which == "run" else page_of(run, which)
     reader = read(page)
     assert len(reader.ids) == len(set(reader.ids))
-    assert all(load.startswith(("#", "data:image/png;base64,")) for load in reader.loads)
+    embedded = ("#", "data:image/png;base64,", "data:audio/flac;base64,")
+    assert all(load.startswith(embedded) for load in reader.loads)
     assert all(load[1:] in reader.ids for load in reader.loads if load.startswith("#"))
     assert all(used in reader.ids for used in re.findall(r"url\(#([^)]+)\)", page))
     assert "@import" not in page
     assert not re.search(r"url\((?!#)", page)
     assert "http" not in page  # not even a name of an XML language
     assert len(page.encode()) < 5_000_000
+
+
+@pytest.mark.parametrize("which", [1, 2, "run"])
+def test_a_page_is_html_without_a_fault_by_the_standards_parser(run, which):
+    page = summarise_run(run)[0].read_text() if which == "run" else page_of(run, which)
+    html5lib.HTMLParser(strict=True).parse(page)  # raises at the first fault
+    with pytest.raises(html5lib.html5parser.ParseError):
+        html5lib.HTMLParser(strict=True).parse(page.replace("</table>", "", 1))
+
+
+@pytest.mark.parametrize("which", [1, 2, "run"])
+def test_a_page_can_be_read_with_a_screen_reader_and_on_a_phone(run, which):
+    page = summarise_run(run)[0].read_text() if which == "run" else page_of(run, which)
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
+    assert '<html lang="en">' in page
+    pictures = re.findall(r'<svg class="plot" role="img"[^>]*>(<title>[^<]+</title>)?', page)
+    assert pictures
+    assert all(pictures)
+    tables = [match.start() for match in re.finditer("<table", page)]
+    assert tables
+    assert all(page[:start].rstrip().endswith('tabindex="0">') for start in tables)  # a box that scrolls
+    assert not re.search(r"<th(?! scope=| rowspan=| colspan=)[ >]", page)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +316,7 @@ def test_a_page_is_well_formed_needs_no_network_and_stays_small(run, which):
         'size = "tiny"',
         "learning_rate = 0.0005",  # a default: among all settings
         f"{400:064d}",
-        "manifestdemo".ljust(64, "0"),
+        key_of("manifest", Path("demo")),
         "unigram entropy",
         "most frequent unit",
         "vowels",
@@ -277,7 +328,7 @@ def test_the_page_shows(run, text):
 
 def test_the_pictures_of_an_iteration_are_there_and_take_the_colours_of_the_page(run):
     page = page_of(run, 1)
-    assert page.count('<svg class="plot"') == 6
+    assert page.count('<svg class="plot"') == 6 + 3  # and three lines of the utterance
     assert "var(--blue, #1c6fbf)" in page
     assert "prefers-color-scheme: dark" in page
     assert "#0a01" not in page
@@ -371,6 +422,146 @@ def test_the_report_that_counts_is_the_one_of_the_outcome(tmp_path):
 def test_a_run_without_a_finished_iteration_is_an_error_that_says_what_to_do(tmp_path):
     with pytest.raises(DataError, match="run `hubert-iteration`"):
         summarise_run(RunFolder(tmp_path))
+
+
+# One utterance -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_sound_and_the_units_of_the_page_are_those_of_the_files(run, number):
+    page = page_of(run, number)
+    table = Table(run.iteration(number) / "units-0123abcd" / "tables" / "validation")
+    (fileid,) = re.findall(r"<h2 id=\"example\">One utterance</h2>\s*<p><code>(.*?)</code>", page)
+    row = next(row for row in range(len(table)) if table.fileid(row) == fileid)
+    (encoded,) = re.findall(r'<audio [^>]*src="data:audio/flac;base64,([^"]+)"', page)
+    heard, rate = soundfile.read(io.BytesIO(base64.b64decode(encoded)), dtype="int16")
+    assert rate == 16_000
+    assert np.array_equal(heard, soundfile.read(table.audio_ref(row).path, dtype="int16")[0])
+    (numbers,) = re.findall(r"<summary>All units in numbers</summary>\s*<p[^>]*><code>([\d ]+)</code>", page)
+    assert [int(unit) for unit in numbers.split()] == table.units(row).tolist()
+    assert "so there is no row of phones" in page
+
+
+def test_the_page_of_a_large_run_weighs_less_than_5_mb(tmp_path):
+    """The paper's sizes: 500 units, 12 layers, 16 checkpoints, 2,000 lines of the log; 8 s of noise do not compress."""
+    stage = make_iteration(tmp_path / "large", 1)
+    shutil.move(
+        write_corpus(tmp_path / "long", [20.0], frame_rate=100), stage.stages["units"] / "tables" / "validation"
+    )
+    line = json.loads((stage.stages["train"] / "metrics.jsonl").read_text().splitlines()[0])
+    lines = [json.dumps(line | {"step": 200 * number, "loss": 4 + number % 7 / 10}) for number in range(1, 2001)]
+    (stage.stages["train"] / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    rng = np.random.default_rng(0)
+    phones = [f"P{number}" for number in range(70)]
+    counts = rng.integers(0, 1000, (70, 500)).tolist()
+    write_json(stage.stages["quality"] / "joint.json", {"phones": phones, "units": 500, "counts": counts})
+    stage.run()
+    page = (stage.folder / "report.html").read_text()
+    html5lib.HTMLParser(strict=True).parse(page)
+    assert page.count('<svg class="plot"') == 6 + 6
+    assert len(page.encode()) < 5_000_000
+
+
+# What it cost, on what, of which data ------------------------------------------------------------------------------
+
+
+def test_the_page_names_the_hashes_of_data_codebook_and_checkpoint(run):
+    words = "".join(read(page_of(run, 2)).words)
+    for expected in (key_of("manifest", Path("demo")), "c" * 64, f"{400:064d}", "a" * 64, key_of("units", Path("it2"))):
+        assert expected in words
+
+
+def test_gpu_hours_are_those_of_the_processes_that_had_a_gpu(tmp_path):
+    stage = make_iteration(tmp_path / "fast", 2)
+    for name, devices, seconds in (("units", ["NVIDIA H200"], 1800.0), ("abx", ["cpu"], 0.0)):
+        done = json.loads((stage.stages[name] / "done.json").read_text())
+        write_json(stage.stages[name] / "done.json", done | {"devices": devices, "gpu_seconds": seconds})
+    stage.run()
+    _, content = find_report(RunFolder(tmp_path / "fast"), 2)
+    hours = {row["name"]: row["gpu_seconds"] and row["gpu_seconds"] / 3600 for row in content["stages"]}
+    assert hours["units"] == 0.5
+    assert hours["abx"] == 0.0
+    assert hours["train"] == pytest.approx(4 * 190 / 3600)
+    assert hours["manifest"] is None  # of an older version, which did not write it down
+    words = read((stage.folder / "report.html").read_text()).words
+    assert {"0.50", "0.71", "CPU", "NVIDIA H200"} <= set(words)  # 0.71: all
+
+
+def test_what_differs_from_the_paper_is_listed_and_nothing_else(run):
+    page = page_of(run, 1)
+    table = re.search(
+        r"(\d+) settings differ from the paper's</summary>(.*?)</table>", page.replace("&#39;", "'"), re.DOTALL
+    )
+    rows = re.findall(r"<code>(.*?)</code></th><td>(.*?)</td><td>(.*?)</td>", table[2])
+    assert rows == [("train.size", "tiny", "base"), ("train.steps", "400", "250,000")]
+    assert int(table[1]) == 2
+
+
+# Written again from files ------------------------------------------------------------------------------------------
+
+
+def test_the_pages_are_written_again_from_the_files_alone(tmp_path):
+    """The corpus that the settings name does not exist, and no server runs."""
+    root = tmp_path / "demo"
+    stages = [make_iteration(root, 1, spoken=True), make_iteration(root, 2, across=22.125)]
+    for stage in stages:
+        stage.run()
+    path, text = summarise_run(RunFolder(root))
+    pages = [path, *(stage.folder / "report.html" for stage in stages)]
+    before = [page.read_text() for page in pages]
+    for page in pages:
+        page.unlink()
+    code, said, errors = hubert("report", f"{root}/")
+    assert (code, errors) == (0, "")
+    assert [page.read_text() for page in pages] == before
+    assert text in said
+    assert all(str(page) in said for page in pages)
+    assert all(stage.done() is not None for stage in stages)  # the receipts are those of the new files
+
+
+def test_a_run_that_is_not_finished_has_pages_that_say_what_is_missing(tmp_path):
+    root = tmp_path / "demo"
+    make_iteration(root, 1).run()
+    second = make_iteration(root, 2)
+    RunFolder(root).outcome(2).unlink()
+    for name in ("validate", "abx", "quality"):
+        shutil.rmtree(second.stages[name])
+    (second.stages["train"] / "done.json").unlink()
+    code, said, _ = hubert("report", f"{root}/")
+    assert code == 0
+    assert "it2/report:\n  not finished; missing: train (no plan yet), validate (missing), report (missing)" in said
+    page = RunFolder(root).unfinished(2).read_text()
+    html5lib.HTMLParser(strict=True).parse(page)
+    words = "".join(read(page).words)
+    assert "Not finished." in words
+    assert "The layers were not compared yet." in words
+    assert "24.92" in words  # MFCC, as iteration 1 measured it
+    assert page.count('<svg class="plot"') == 2 + 1  # loss, accuracy; usage
+    whole = RunFolder(root).report.read_text()
+    html5lib.HTMLParser(strict=True).parse(whole)
+    assert "1 finished iteration, 1 not finished" in "".join(read(whole).words)
+    assert "it2/unfinished.html" in read(whole).links
+    make_iteration(root, 2).run()
+    assert not RunFolder(root).unfinished(2).exists()
+
+
+def test_a_run_of_which_nothing_is_finished_has_pages_too(tmp_path):
+    root = tmp_path / "new"
+    make_iteration(root, 1)
+    for path in [RunFolder(root).outcome(1), *root.glob("*/*-*"), *root.glob("manifest-*")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    code, said, _ = hubert("report", f"{root}/")
+    assert code == 0
+    assert "missing: manifest (missing), features (missing)" in said
+    for page in (RunFolder(root).unfinished(1), RunFolder(root).report):
+        html5lib.HTMLParser(strict=True).parse(page.read_text())
+        read(page.read_text())
+
+
+def test_a_folder_without_a_run_is_an_error_that_says_how_to_start(tmp_path):
+    code, _, errors = hubert("report", f"{tmp_path}/")
+    assert code == 3
+    assert "hubert manifest RUN" in errors
 
 
 # The run -----------------------------------------------------------------------------------------------------------
