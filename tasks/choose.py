@@ -222,12 +222,19 @@ def describe_scores(scores: LayerScores | None) -> str:
 
 def candidate_table(candidates: list[Candidate]) -> str:
     """Return all checkpoints as a markdown table."""
-    header = ["step", "validation loss (nats)", "masked accuracy", "ABX across %", "ABX within %", "layer that suits"]
+    header = [
+        "step",
+        "validation loss (nats)",
+        "masked accuracy (%)",
+        "ABX across (%)",
+        "ABX within (%)",
+        "layer that suits",
+    ]
     rows = []
     for one in candidates:
         best = one.best_layer
         scores = (best.across, best.within) if best else (None, None)
-        rows.append([one.step, one.masked_loss, one.masked_accuracy, *scores, one.layer])
+        rows.append([one.step, one.masked_loss, 100 * one.masked_accuracy, *scores, one.layer])
     return table(header, rows)
 
 
