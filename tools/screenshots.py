@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 RUN = "speech"
 MAX_BYTES = 200_000
 LOOKS, LOOK_MILLISECONDS = 10, 1500  # until two pictures in a row are the same
+MANY = 10  # lines of a training's log, so that there is something to see
 PHONE = {"width": 390, "height": 844}
 # The demo's recipe with fewer steps of smaller batches.
 OVERRIDES = {
@@ -132,13 +133,17 @@ def take_form(camera: Camera, settings: "ServiceSettings", data: Path) -> None:
 
 
 def take_running(camera: Camera, settings: "ServiceSettings", api: "PrefectApi", run_id: str) -> None:
-    """The page of an iteration while it trains."""
+    """The page of an iteration while it trains, and its overview."""
     prefect = PrefectPages(camera.page(height=1100), settings.ui_url)
-    prefect.open_run(iteration_of(api, run_id, 1))
-    cards = prefect.open_tab("Artifacts")
-    cards.get_by_role("link").filter(has_text="it1/train").first.wait_for(timeout=1000 * RUN_SECONDS)
-    cards.get_by_role("link").filter(has_text="loss by step").first.wait_for(timeout=1000 * RUN_SECONDS)
+    iteration = iteration_of(api, run_id, 1)
+    logs = RunFolder.of(RUN).iteration(1)
+    wait_until("the training", lambda: any(num_lines(log) > MANY for log in logs.glob("train-*/metrics.jsonl")))
+    prefect.open_run(iteration)
+    prefect.open_tab("Artifacts").get_by_role("link").first.wait_for()
     camera.take(prefect.page, "running")
+    prefect.open_artifact("overview")
+    prefect.page.get_by_text("how far it is").wait_for()
+    camera.take(prefect.page, "overview")
     prefect.page.close()
 
 
@@ -194,18 +199,24 @@ def take_report(camera: Camera) -> None:
 def iteration_of(api: "PrefectApi", run_id: str, number: int) -> str:
     """Wait for the flow run of an iteration, and return its id."""
     from tasks.follow import read_family
+
+    def find() -> list[str]:
+        return [run["id"] for run in read_family(api, run_id) if run["parameters"].get("iteration") == number]
+
+    wait_until(f"iteration {number}", lambda: bool(find()))
+    return find()[0]
+
+
+def wait_until(what: str, is_so: Callable[[], bool]) -> None:
+    """Wait for something that a run does."""
     from tasks.processes import wait_for
 
-    found: list[str] = []
+    wait_for({what: is_so}, [], RUN_SECONDS)
 
-    def is_there() -> bool:
-        runs = [run for run in read_family(api, run_id) if run["parameters"].get("iteration") == number]
-        found.extend(run["id"] for run in runs)
-        return bool(runs)
 
-    checks: dict[str, Callable[[], bool]] = {f"iteration {number}": is_there}
-    wait_for(checks, [], RUN_SECONDS)
-    return found[0]
+def num_lines(path: Path) -> int:
+    """Count the lines of a file that grows."""
+    return path.read_bytes().count(b"\n")
 
 
 if __name__ == "__main__":
