@@ -106,9 +106,11 @@ class PrefectPages:
         self.page.goto(f"{self.ui_url}/runs/flow-run/{run_id}")
 
     def wait_for_state(self, name: str) -> None:
-        """Wait until the page says that its run is in a state."""
-        state = self.page.get_by_role("main").get_by_text(name, exact=True).first
-        expect(state).to_be_visible(timeout=1000 * RUN_SECONDS)
+        """Wait until the page says that its run is in a state; a run that has failed will not get there."""
+        ends = re.compile(f"^({name}|Failed|Crashed|Cancelled)$")
+        state = self.page.get_by_role("main").get_by_text(ends).first
+        state.wait_for(timeout=1000 * RUN_SECONDS)
+        expect(state).to_have_text(name)
 
     def open_question(self) -> Locator:
         """Open the form of a run that waits for an answer; returns the dialog."""

@@ -7,6 +7,7 @@ of another version of Prefect or MLflow may be cut elsewhere.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -42,7 +43,11 @@ def main() -> int:
     """Take all pictures; returns the exit code."""
     images = Path(sys.argv[1]) if len(sys.argv) > 1 else PROJECT / "docs" / "images"
     images.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix="hubert-") as scratch, ExitStack() as stack:
+    from tasks.signals import interrupted_by
+
+    # Whatever ends this program, its servers must not be left behind.
+    stop_all = interrupted_by(signal.SIGTERM, signal.SIGHUP)
+    with stop_all, TemporaryDirectory(prefix="hubert-") as scratch, ExitStack() as stack:
         folder = Path(scratch)
         os.environ |= {"HUBERT_RUNS": str(folder / "runs"), "PREFECT_PLUGINS_ENABLED": "false"}
         settings = start_service(folder, stack)
