@@ -1,4 +1,4 @@
-.PHONY: demo slurm-demo test test-faults lint lock setup
+.PHONY: demo slurm-demo test test-faults test-browser lint lock setup
 
 PYTHON_RUN = .venv/bin/python
 
@@ -17,10 +17,13 @@ lint: setup
 	.venv/bin/mypy
 
 test: setup lint  ## what CI runs
-	$(PYTHON_RUN) -m pytest -q -m "not faults"
+	$(PYTHON_RUN) -m pytest -q -m "not faults and not browser"
 
 test-faults: setup  ## the long ones: kill -9 at many points, and compare with an undisturbed run
 	$(PYTHON_RUN) -m pytest -q -m faults
+
+test-browser: setup  ## the pages of Prefect and MLflow as people use them, in Chromium (Debian: apt-get install chromium)
+	$(PYTHON_RUN) -m pytest -q -m browser
 
 lock: setup  ## pin the newest versions that work together, with hashes and without index addresses
 	@[ -x .venv/bin/uv ] || .venv/bin/python -m pip install --quiet uv

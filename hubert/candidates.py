@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
+
 from hubert.errors import ConfigError
 from hubert.outcome import Outcome, choose_layer, read_outcome
 from hubert.paths import RunFolder, read_json, runs_root, write_json
@@ -125,6 +127,21 @@ def _candidate(
 def save_candidates(folder: RunFolder, number: int, candidates: Sequence[Candidate]) -> None:
     """Write the candidates of an iteration; the newest ones count."""
     write_json(folder.candidates(number), {"checkpoints": [asdict(candidate) for candidate in candidates]})
+
+
+def write_comparison(candidates: Sequence[Candidate], path: Path) -> Path:
+    """Write losses and best layers of all candidates as CSV; a spreadsheet, or MLflow's page of the file, sorts them."""
+    best = [one.best_layer for one in candidates]
+    columns = {
+        "step": [one.step for one in candidates],
+        "validation loss (nats)": [round(one.masked_loss, 4) for one in candidates],
+        "masked accuracy (%)": [round(100 * one.masked_accuracy, 2) for one in candidates],
+        "ABX across (%)": [layer and layer.across and round(layer.across, 2) for layer in best],
+        "ABX within (%)": [layer and layer.within and round(layer.within, 2) for layer in best],
+        "layer that suits": [one.layer for one in candidates],
+    }
+    pl.DataFrame(columns).write_csv(path)
+    return path
 
 
 def read_candidates(folder: RunFolder, number: int) -> list[Candidate]:

@@ -133,7 +133,7 @@ def _ask(number: int, candidates: list[Candidate], default: Pick, offered: str) 
         key = f"it{number}-{digest([offered, default.sha256])[:8]}-{attempt}"
         if attempt == 1:
             get_run_logger().info(
-                "Which checkpoint and layer does iteration %d cluster? Press Resume on %s and choose",
+                "Which checkpoint and layer does iteration %d cluster? Press Resume in the menu at the top right of %s",
                 number,
                 url_for("flow-run", runtime.flow_run.id),
             )
@@ -222,12 +222,19 @@ def describe_scores(scores: LayerScores | None) -> str:
 
 def candidate_table(candidates: list[Candidate]) -> str:
     """Return all checkpoints as a markdown table."""
-    header = ["step", "validation loss (nats)", "masked accuracy", "ABX across %", "ABX within %", "layer that suits"]
+    header = [
+        "step",
+        "validation loss (nats)",
+        "masked accuracy (%)",
+        "ABX across (%)",
+        "ABX within (%)",
+        "layer that suits",
+    ]
     rows = []
     for one in candidates:
         best = one.best_layer
         scores = (best.across, best.within) if best else (None, None)
-        rows.append([one.step, one.masked_loss, one.masked_accuracy, *scores, one.layer])
+        rows.append([one.step, one.masked_loss, 100 * one.masked_accuracy, *scores, one.layer])
     return table(header, rows)
 
 

@@ -47,7 +47,7 @@ ADVICE: dict[type[BaseException], str] = {
 }
 UNFORESEEN = (
     "Nobody foresaw this error: a fault of the program, or of a library. {again}\n"
-    "If it fails again, report it with the traceback in the log and the settings (the run's artifact `resolved-settings`)."
+    "If it fails again, report it with the traceback in the log and the settings (the run's artifact that says what it does)."
 )
 KILLED = (
     "The process of the run is gone. Likely cause: it used too much memory, somebody stopped it, or the machine or the "

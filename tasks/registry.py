@@ -15,7 +15,7 @@ from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from hubert.candidates import ALIAS, FORM, Candidate, Pick, list_candidates
+from hubert.candidates import ALIAS, FORM, Candidate, Pick, list_candidates, write_comparison
 from hubert.errors import ConfigError, TransientError, first_line
 from hubert.origins import check_weights
 from hubert.outcome import Outcome
@@ -67,6 +67,8 @@ def _log_evaluation(iteration: Iteration, tracker: Tracker) -> None:
     tags |= {"teacher": iteration.resolved.chosen, "teacher_chosen_by": iteration.resolved.chosen_by}
     with TemporaryDirectory() as scratch:
         files = artifacts_of(iteration, Path(scratch))
+        # MLflow's Models page cannot sort by a metric (3.17); its page of a CSV file can.
+        files[write_comparison(candidates, Path(scratch) / "checkpoints.csv")] = ""
         tracker.log_scores(scores_of(iteration, outcome), tags, files, step=outcome.step)
 
 

@@ -34,7 +34,7 @@ def run(iteration: Iteration) -> None:
     except TransientError as error:
         get_run_logger().warning("%s. Run this again when it answers, and it gets all that it misses", error)
     else:
-        show_link(iteration.home, "mlflow-checkpoints", address, "checkpoints in MLflow: sort, compare, choose")
+        show_link(iteration.home, "mlflow-checkpoints", address, "checkpoints in MLflow: compare and choose")
         logged.write_text(server)
 
 

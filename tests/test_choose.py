@@ -233,7 +233,7 @@ def test_a_deployed_run_is_suspended_offers_scores_and_obeys_the_answer(client, 
             "layer 1: ABX across 21.00 %, within 11.00 %, PNMI 0.100",
             "layer 2: ABX across 20.00 %, within 10.00 %, PNMI 0.200",
         ]
-        assert "| 12 | 3.988 | 0.112 | 20 | 10 | 2 |" in description
+        assert "| 12 | 3.988 | 11.2 | 20 | 10 | 2 |" in description
         refused = resume(api, run_id, checkpoint="step 5", layer=layers["enum"][1])
         assert (refused["status"], "step 5" in refused["details"]["reason"]) == ("REJECT", True)
         resume(api, run_id, checkpoint=checkpoints["enum"][1], layer=layers["enum"][1])

@@ -127,7 +127,7 @@ def test_the_losses_of_each_training_and_every_checkpoint_are_in_mlflow_once(fin
         best = client.get_model_version_by_alias(registered.name, "best")
         assert [f"models:/{model.model_id}" for model in scored] == [best.source]
         paths = {file.path for file in client.list_artifacts(run.info.run_id)}
-        assert {"report.html", "report.json", "resolved.toml", "choice.json", "plots"} == paths
+        assert {"report.html", "report.json", "checkpoints.csv", "resolved.toml", "choice.json", "plots"} == paths
         plots = {file.path for file in client.list_artifacts(run.info.run_id, "plots")}
         assert {"plots/loss.svg", "plots/abx.svg", "plots/heat.svg"} <= plots
         assert (

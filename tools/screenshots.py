@@ -1,0 +1,228 @@
+"""Take the pictures of docs/images: a service and a small run of two iterations of their own, and Chromium on their pages.
+
+    python -m tools.screenshots [FOLDER]
+
+Needs Chromium, and the demo's speech (`hubert-flows[demo]`); takes some minutes. Look at each picture afterwards: a page
+of another version of Prefect or MLflow may be cut elsewhere.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from hubert.paths import PROJECT, RunFolder
+from tools.browser import RUN_SECONDS, MlflowPages, PrefectPages, new_page, open_chromium
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+    from tasks.prefect_api import PrefectApi
+    from tasks.service_settings import ServiceSettings
+
+RUN = "speech"
+MAX_BYTES = 200_000
+LOOKS, LOOK_MILLISECONDS = 10, 1500  # until two pictures in a row are the same
+MANY = 10  # lines of a training's log, so that there is something to see
+PHONE = {"width": 390, "height": 844}
+# The demo's recipe with fewer steps of smaller batches.
+OVERRIDES = {
+    "kmeans": {"num_units": 50},
+    "train": {"steps": 160, "warmup_steps": 20, "batch_seconds": 16, "checkpoint_interval": 40, "log_interval": 4},
+}
+
+
+def main() -> int:
+    """Take all pictures; returns the exit code."""
+    images = Path(sys.argv[1]) if len(sys.argv) > 1 else PROJECT / "docs" / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    from tasks.signals import interrupted_by
+
+    # Whatever ends this program, its servers must not be left behind.
+    stop_all = interrupted_by(signal.SIGTERM, signal.SIGHUP)
+    with stop_all, TemporaryDirectory(prefix="hubert-") as scratch, ExitStack() as stack:
+        folder = Path(scratch)
+        os.environ |= {"HUBERT_RUNS": str(folder / "runs"), "PREFECT_PLUGINS_ENABLED": "false"}
+        settings = start_service(folder, stack)
+        from hubert.demo import build_demo_corpus
+
+        data = build_demo_corpus(folder / "speech", num_train=60, num_validation=8, num_abx=40)
+        take_all(Camera(stack.enter_context(open_chromium()), images), settings, data)
+    return 0
+
+
+def start_service(folder: Path, stack: ExitStack) -> "ServiceSettings":
+    """Do what `hubert up` does, in a folder and on ports of its own; the stack stops it."""
+    from tasks.service import down, up
+    from tasks.service_settings import ServiceSettings
+
+    settings = ServiceSettings(folder=folder / "service", prefect_port=4277, mlflow_port=5077, profiles=folder / "none")
+    up(settings)
+    stack.callback(down, settings)
+    return settings
+
+
+class Camera:
+    """Takes pictures of pages, of at most 256 colours: text and plots lose nothing, and files get small."""
+
+    def __init__(self, browser: "Browser", images: Path) -> None:
+        """Take a browser, and the folder of the pictures."""
+        self.browser = browser
+        self.images = images
+
+    def page(self, **size: int) -> "Page":
+        """Open a page of a size (default: that of a small screen)."""
+        return new_page(self.browser, **size)
+
+    def take(self, page: "Page", name: str) -> None:
+        """Write the picture of what is in sight.
+
+        Raises:
+            ValueError: it would weigh too much for the README.
+        """
+        picture = Image.open(BytesIO(still(page)))
+        path = self.images / f"{name}.png"
+        picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+        print(f"{path}: {picture.width} x {picture.height}, {path.stat().st_size / 1000:.0f} kB", flush=True)
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(
+                f"{path} has {path.stat().st_size:,} bytes; expected at most {MAX_BYTES:,}: show less of it"
+            )
+
+
+def still(page: "Page") -> bytes:
+    """Return a picture of a page that has stopped changing; of one that keeps moving, the last of several."""
+    before = b""
+    for _ in range(LOOKS):
+        page.wait_for_timeout(LOOK_MILLISECONDS)
+        picture = page.screenshot(animations="disabled")
+        if picture == before:
+            break
+        before = picture
+    return picture
+
+
+def take_all(camera: Camera, settings: "ServiceSettings", data: Path) -> None:
+    """Go through a run from its form to its report, and take a picture at each stop."""
+    from tasks.follow import start_run
+    from tasks.prefect_api import connect
+
+    take_form(camera, settings, data)
+    with connect(settings.api_url) as api:
+        wishes = {"run": RUN, "recipe": "demo", "data": str(data), "choose": "ask", "overrides": OVERRIDES}
+        run_id = start_run(api, "hubert-pretraining", "local", wishes)
+        take_running(camera, settings, api, run_id)
+        take_question(camera, settings, run_id)
+        take_finished(camera, settings, api, run_id)
+    take_mlflow(camera, settings)
+    take_report(camera)
+
+
+def take_form(camera: Camera, settings: "ServiceSettings", data: Path) -> None:
+    """The run form, as somebody fills it in."""
+    prefect = PrefectPages(camera.page(height=1400), settings.ui_url)
+    prefect.open_form("hubert-iteration")
+    fields: dict[str, Any] = {"run": RUN, "data": str(data), "iteration": 1}
+    for name, value in fields.items():
+        prefect.fill(name, value)
+    prefect.page.mouse.move(0, 0)
+    camera.take(prefect.page, "form")
+    prefect.page.close()
+
+
+def take_running(camera: Camera, settings: "ServiceSettings", api: "PrefectApi", run_id: str) -> None:
+    """The page of an iteration while it trains, and its overview."""
+    prefect = PrefectPages(camera.page(height=1100), settings.ui_url)
+    iteration = iteration_of(api, run_id, 1)
+    logs = RunFolder.of(RUN).iteration(1)
+    wait_until("the training", lambda: any(num_lines(log) > MANY for log in logs.glob("train-*/metrics.jsonl")))
+    prefect.open_run(iteration)
+    prefect.open_tab("Artifacts").get_by_role("link").first.wait_for()
+    camera.take(prefect.page, "running")
+    prefect.open_artifact("overview")
+    prefect.page.get_by_text("how far it is").wait_for()
+    camera.take(prefect.page, "overview")
+    prefect.page.close()
+
+
+def take_question(camera: Camera, settings: "ServiceSettings", run_id: str) -> None:
+    """The form of `choose: ask`, which is then answered."""
+    prefect = PrefectPages(camera.page(height=1000), settings.ui_url)
+    prefect.open_run(run_id)
+    prefect.wait_for_state("Suspended")
+    dialog = prefect.open_question()
+    camera.take(prefect.page, "ask")
+    dialog.get_by_role("button", name="Resume").click()
+    dialog.wait_for(state="hidden")
+    prefect.page.close()
+
+
+def take_finished(camera: Camera, settings: "ServiceSettings", api: "PrefectApi", run_id: str) -> None:
+    """The page of a finished iteration, with its artifacts."""
+    prefect = PrefectPages(camera.page(height=1400), settings.ui_url)
+    prefect.open_run(run_id)
+    prefect.wait_for_state("Completed")
+    prefect.open_run(iteration_of(api, run_id, 2))
+    prefect.wait_for_state("Completed")
+    prefect.open_tab("Artifacts").get_by_role("link").first.wait_for()
+    camera.take(prefect.page, "finished")
+    prefect.page.close()
+
+
+def take_mlflow(camera: Camera, settings: "ServiceSettings") -> None:
+    """The table of checkpoints, and the registered model with its aliases."""
+    mlflow = MlflowPages(camera.page(width=1600, height=640), settings.mlflow_url)
+    mlflow.open_checkpoints(RUN)
+    mlflow.page.get_by_role("columnheader", name="masked_loss").wait_for()
+    camera.take(mlflow.page, "checkpoints")
+    mlflow.open_file(RUN, "it1/train", "checkpoints.csv")
+    mlflow.sort_by("validation loss")
+    camera.take(mlflow.page, "sorted")
+    version = mlflow.version_of(f"{RUN}-it1", OVERRIDES["train"]["steps"])
+    version.scroll_into_view_if_needed()
+    camera.take(mlflow.page, "registry")
+    mlflow.page.close()
+
+
+def take_report(camera: Camera) -> None:
+    """The report of the second iteration, on a screen and on a phone."""
+    (report,) = RunFolder.of(RUN).iteration(2).glob("report-*/report.html")
+    for name, size in {"report": {"width": 1100, "height": 1300}, "report-phone": PHONE}.items():
+        page = camera.page(**size)
+        page.goto(report.as_uri())
+        camera.take(page, name)
+        page.close()
+
+
+def iteration_of(api: "PrefectApi", run_id: str, number: int) -> str:
+    """Wait for the flow run of an iteration, and return its id."""
+    from tasks.follow import read_family
+
+    def find() -> list[str]:
+        return [run["id"] for run in read_family(api, run_id) if run["parameters"].get("iteration") == number]
+
+    wait_until(f"iteration {number}", lambda: bool(find()))
+    return find()[0]
+
+
+def wait_until(what: str, is_so: Callable[[], bool]) -> None:
+    """Wait for something that a run does."""
+    from tasks.processes import wait_for
+
+    wait_for({what: is_so}, [], RUN_SECONDS)
+
+
+def num_lines(path: Path) -> int:
+    """Count the lines of a file that grows."""
+    return path.read_bytes().count(b"\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
