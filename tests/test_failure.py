@@ -48,7 +48,7 @@ def damage(path):
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_file_that_is_damaged_fails_on_a_worker_and_each_run_above_names_stage_shard_file_and_what_to_do(
     deployed, tmp_path
 ):
@@ -82,7 +82,7 @@ def test_a_file_that_is_damaged_fails_on_a_worker_and_each_run_above_names_stage
         assert f"`hubert status {run}`" in page
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_flow_whose_process_is_killed_leaves_a_page_with_what_was_under_way(service, tmp_path):
     answer = tmp_path / "pids"
     with connect(service.settings.api_url) as api:
