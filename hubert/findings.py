@@ -220,7 +220,7 @@ def stage_row(name: str, folder: Path, done: Mapping[str, Any]) -> dict[str, Any
     figures = done.get("figures", {})
     device, trained = figures.get("device"), figures.get("seconds", 0.0)
     device = device or " and ".join(done.get("devices", ())) or None
-    gpu_seconds = done.get("gpu_seconds")
+    gpu_seconds = done.get("gpu_seconds") if done.get("devices") else None  # older receipts do not say
     if name == "train" and device is not None:
         gpu_seconds = 0.0 if device == CPU else figures.get("world_size", 1) * trained
     return {

@@ -186,6 +186,10 @@ def _render(template: str, **content: Any) -> str:
     return _templates().get_template(template).render(**content)
 
 
+def _device(name: str | None) -> str:
+    return DASH if name is None else name.replace("cpu", "CPU")
+
+
 @cache
 def _templates() -> jinja2.Environment:
     environment = jinja2.Environment(
@@ -200,7 +204,7 @@ def _templates() -> jinja2.Environment:
         "percent": lambda value, digits=1: wording.percent(value, digits, absent=DASH),
         "duration": lambda value: wording.duration(value, absent=DASH),
         "size": wording.size,
-        "device": lambda value: {None: DASH, "cpu": "CPU"}.get(value, value),
+        "device": _device,
         "label": wording.label,
         "value": lambda value: wording.value(value, absent=DASH),
         "combine": lambda row, **more: {"link": None, "here": False, **row, **more},

@@ -148,8 +148,9 @@ def _draw_trainings(
     curves, levels = [], []
     for place, (number, content) in enumerate(sorted(findings.items())):
         colour = SERIES[place % len(SERIES)]
-        curves.append(_curve("", logs[number], trained, colour=colour, faint=True))
-        curves.append(_curve(f"iteration {number}", content["checkpoints"], validated, colour=colour, marked=True))
+        checked = _curve(f"iteration {number}", content["checkpoints"], validated, colour=colour, marked=True)
+        label = "" if checked.x else f"iteration {number}, in training only"  # one entry of the legend each
+        curves += [_curve(label, logs[number], trained, colour=colour, faint=True), checked]
         levels += _level("", content["row"][compared], colour)
     alt = f"{name} by training step, of each iteration"
     return line_plot(name, alt, curves, levels, x_label=STEP_AXIS, y_label=y_label, percent=percent)

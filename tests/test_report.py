@@ -558,6 +558,19 @@ def test_a_run_of_which_nothing_is_finished_has_pages_too(tmp_path):
         read(page.read_text())
 
 
+def test_a_report_of_an_older_version_keeps_its_place_in_the_runs_page(tmp_path):
+    stage = make_iteration(tmp_path / "old", 1)
+    stage.run()
+    content = json.loads((stage.folder / "report.json").read_text())
+    for name in ("resolved", "hashes", "hosts", "unfinished", "example"):
+        del content[name]
+    for row in content["stages"]:
+        del row["elapsed_seconds"]
+    write_json(stage.folder / "report.json", content)
+    path, _ = summarise_run(RunFolder(tmp_path / "old"))
+    assert f"{400:064d}" in "".join(read(path.read_text()).words)
+
+
 def test_a_folder_without_a_run_is_an_error_that_says_how_to_start(tmp_path):
     code, _, errors = hubert("report", f"{tmp_path}/")
     assert code == 3

@@ -190,3 +190,27 @@ def test_the_records_name_the_slurm_jobs_that_did_the_work(tmp_path, monkeypatch
     elsewhere.run()
     assert "jobs" not in elsewhere.done()
     assert read_jobs(elsewhere.folder) == []
+
+
+def test_the_receipts_say_on_what_a_shard_ran_and_the_stage_how_long_gpus_were_held(tmp_path, monkeypatch):
+    import torch
+
+    stage = SquaresStage(tmp_path, (1, 2))
+    plan = stage.plan()
+    stage.run_shard(0, plan)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
+    second = stage.run_shard(1, plan)
+    write_json(stage.folder / "receipts" / "00001.json", {**vars(second), "seconds": 7.5})
+    done = stage.complete(plan)
+    assert done["devices"] == ["NVIDIA H100", "cpu"]
+    assert done["gpu_seconds"] == 7.5
+
+
+def test_a_receipt_of_an_older_version_has_no_device_and_its_stage_claims_none(tmp_path):
+    stage = SquaresStage(tmp_path, (1,))
+    plan = stage.plan()
+    old = {name: value for name, value in vars(stage.run_shard(0, plan)).items() if name != "device"}
+    write_json(stage.folder / "receipts" / "00000.json", old)
+    done = stage.complete(plan)
+    assert (done["devices"], done["gpu_seconds"]) == ([], 0.0)
