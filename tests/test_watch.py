@@ -100,16 +100,15 @@ def test_a_bar_ends_full_and_says_how_many_files_and_how_much_audio(small_run, p
 
 def test_the_table_of_checkpoints_says_which_one_is_best_and_why(small_run, pages):
     home = RunFolder(small_run.folder).iteration(1)
-    rows = json.loads(pages.get(key_of(home, "checkpoints"))["data"])
+    table = pages.get(key_of(home, "checkpoints"))
+    rows = json.loads(table["data"])
     assert [row["step"] for row in rows] == ["4", "8", "12"]
     outcome = json.loads((home / "outcome.json").read_text())
-    chosen = [row for row in rows if row["choice"]]
-    assert [row["step"] for row in chosen] == [str(outcome["step"])]
-    assert "lowest validation loss" in chosen[0]["choice"]
-    assert outcome["why"] in chosen[0]["choice"]
-    losses = [float(row["validation loss, masked (nats)"]) for row in rows]
-    assert float(chosen[0]["validation loss, masked (nats)"]) == min(losses)
-    assert 0 < float(chosen[0]["ABX error across speakers (%)"]) < 100
+    (chosen,) = [row for row in rows if row["chosen"]]
+    assert (chosen["step"], chosen["layer"]) == (str(outcome["step"]), str(outcome["layer"]))
+    assert table["description"].endswith(f"has the lowest validation loss; layer {outcome['layer']}: {outcome['why']}")
+    assert float(chosen["validation loss (nats)"]) == min(float(row["validation loss (nats)"]) for row in rows)
+    assert 0 < float(chosen["ABX across (%)"]) < 100
 
 
 def test_pictures_are_small_and_stand_alone(small_run, pages):
