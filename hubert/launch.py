@@ -9,7 +9,6 @@ code for us.
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -21,8 +20,8 @@ from typing import Any, Literal
 from hubert.ends import PROCESS, Action, End, judge
 from hubert.errors import TransientError
 from hubert.job import Exit, Job, claim, new_attempt
-from hubert.paths import PROJECT, read_json, write_json
-from hubert.processes import ProcessId
+from hubert.paths import PROJECT, look_again, read_json, write_json
+from hubert.processes import ProcessId, exit_status, start_detached
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 300.0  # a step and a checkpoint of the largest model fit into it
@@ -40,8 +39,6 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # torchrun warns without it; the trainer sets its own number
 }
 LOG_TAIL = 30  # lines of the trainer's log in an error's message
-
-_CHILDREN: dict[int, "subprocess.Popen[bytes]"] = {}
 
 
 class RunningTrainer(ABC):
@@ -103,10 +100,7 @@ class TrainerProcess(RunningTrainer):
         return f"pid {self.process.pid}"
 
     def is_alive(self) -> bool:
-        child = _CHILDREN.get(self.process.pid)
-        if child is not None and child.poll() is not None:
-            return False
-        return self.process.is_alive()
+        return exit_status(self.process) is None and self.process.is_alive()
 
     def stop(self, *, timeout: float = STOP_SECONDS) -> None:
         """Stop it; with several processes the main one is asked, and tells the others.
@@ -124,8 +118,7 @@ class TrainerProcess(RunningTrainer):
             time.sleep(POLL_SECONDS)
 
     def end(self, code: Exit | None) -> tuple[End, str]:
-        child = _CHILDREN.pop(self.process.pid, None)
-        number = child.returncode if child is not None else None
+        number = exit_status(self.process)
         killed = code is None and number is not None and number < 0
         return judge(PROCESS, code), f"killed by {signal.Signals(-number).name}" if killed and number else ""
 
@@ -172,19 +165,8 @@ def launch(job: Job) -> TrainerProcess:
         ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
     )
     command = [sys.executable, *torchrun, "-m", "hubert.train", str(folder / "job.json")]
-    with (folder / "train.log").open("ab") as log:
-        log_start = log.tell()
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            cwd=PROJECT,
-            env={**ENVIRONMENT, **os.environ},
-        )
-    _CHILDREN[child.pid] = child
-    process = ProcessId.of(child.pid)
+    log_start = log_size(folder)
+    process = start_detached(command, folder / "train.log", environment={**ENVIRONMENT, **os.environ}, folder=PROJECT)
     write_json(folder / "process.json", {"attempt": job.attempt, **process.as_dict(), "command": command})
     return TrainerProcess(folder, job.attempt, process, log_start)
 
@@ -269,6 +251,7 @@ def raise_for_end(trainer: RunningTrainer) -> None:
         TransientError: it was killed, or asked to stop, or lost its surroundings: start it again.
         HubertError: a fault of the program, or nobody knows.
     """
+    look_again(trainer.folder)  # another node wrote there
     folder, record = trainer.folder, end_record(trainer.folder, trainer.attempt)
     end, witness = trainer.end(Exit(record["code"]) if record else None)
     if end.action is Action.GO_ON:

@@ -21,7 +21,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,6 +182,12 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+def look_again(folder: Path) -> None:
+    """Open a folder: a machine on a shared disk (NFS) may remember for a minute that a name is not there, until it does."""
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        next(entries, None)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

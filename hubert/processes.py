@@ -3,7 +3,7 @@
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -48,6 +48,38 @@ class ProcessId:
                 os.kill(self.pid, number)
             except ProcessLookupError:
                 return  # it ended between the two lines
+
+
+_CHILDREN: dict[ProcessId, "subprocess.Popen[bytes]"] = {}
+
+
+def start_detached(
+    command: Sequence[str], log: Path, *, environment: Mapping[str, str], folder: Path | None = None
+) -> ProcessId:
+    """Start a program that outlives this one, in a session of its own; what it prints is added to the log.
+
+    Raises:
+        FileNotFoundError: the program is not on this machine's PATH.
+    """
+    with log.open("ab") as file:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=folder,
+            env=environment,
+        )
+    process = ProcessId.of(child.pid)
+    _CHILDREN[process] = child
+    return process
+
+
+def exit_status(process: ProcessId) -> int | None:
+    """Return how a process ended (negative: by which signal); None if it lives, or another process than this one started it."""
+    child = _CHILDREN.get(process)
+    return child.poll() if child is not None else None
 
 
 def process_start(pid: int) -> str | None:

@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from hubert.errors import DataError, TransientError
 from hubert.locks import hold
-from hubert.paths import atomic_write, flush, folder_size, read_json, remove, write_json
+from hubert.paths import atomic_write, flush, folder_size, look_again, read_json, remove, write_json
 
 Spec = dict[str, Any]
 Figures = dict[str, Any]
@@ -189,6 +189,7 @@ class Stage(ABC):
 
     def missing(self, plan: Plan) -> list[int]:
         """Return the indices of the shards that still have to be done."""
+        look_again(self.folder / "receipts")
         return [index for index in range(len(plan)) if self.receipt(index, plan) is None]
 
     # Doing it ---------------------------------------------------------------------------------------------------

@@ -1,11 +1,16 @@
 """Ask a site whether the jobs of a run could ever start there, before anything is queued."""
 
+import logging
+from dataclasses import dataclass
 from typing import Any
+
+from prefect import get_run_logger
+from prefect.exceptions import MissingContextError
 
 from hubert.errors import ConfigError
 from hubert.paths import find_cluster
 from tasks.cluster_settings import read_cluster
-from tasks.slurm import job_options, refusal, run
+from tasks.slurm import SlurmUnreachable, job_options, refusal, run
 from tasks.slurm_settings import DURATION, SECTIONS, Resources, Site, SlurmSettings, seconds_of
 
 # What a job asks for at the least, in the order in which keys are suspected: the partition last, as another one may have more.
@@ -21,54 +26,129 @@ LEAST: dict[str, Any] = {
     "account": "",
     "partition": "",
 }
+# Refusals that Slurm gives both for what no node has and for what no node has at the moment.
+AMBIGUOUS = (
+    "node configuration is not available",
+    "Required node not available",
+    "Requested nodes are busy",
+    "Required partition not available",
+    "partition configuration not available now",
+    "Requested reservation is invalid",
+)
+# States of nodes that are not there for new jobs; they come back.
+AWAY = ("down", "drain", "maint", "reserved", "fail", "unknown", "inval", "boot", "reboot", "power")
 
 
 def check_cluster(cluster: str) -> None:
     """Read a cluster file, and have Slurm judge the job of every section.
 
+    A Slurm that does not answer, and nodes that are away for the moment, are only warned of: the jobs wait for them.
+
     Raises:
         ConfigError: the file is missing or wrong, or a section asks for what the site does not have; names the key.
-        SlurmUnreachable: Slurm does not answer.
     """
     settings = read_cluster(cluster)
     if not isinstance(settings, SlurmSettings):
         return
     for name in SECTIONS:
-        problem = find_problem(getattr(settings, name))
-        if problem is not None:
-            key, value, why = problem
-            shared = f" (or site.{key})" if key in Site.model_fields else ""
-            raise ConfigError(
-                f"cluster {find_cluster(cluster)}: {name}.{key}{shared} is {value!r}, and Slurm would never start such a "
-                f"job: {why}. Nothing was queued. `sinfo` shows what there is"
+        try:
+            problem = find_problem(getattr(settings, name))
+        except SlurmUnreachable as error:
+            _logger().warning("%s. What the cluster file asks for was not checked", error)
+            return
+        if problem is None:
+            continue
+        shared = f" (or site.{problem.key})" if problem.key in Site.model_fields else ""
+        where = f"cluster {find_cluster(cluster)}: {name}{f'.{problem.key}' if problem.key else ''}{shared}"
+        if problem.may_pass:
+            _logger().warning(
+                "%s: %s; Slurm would not start such a job now: %s (%s). The jobs wait; `sinfo -R` says what is away and why",
+                where,
+                problem.what,
+                problem.why,
+                problem.may_pass,
             )
+            continue
+        raise ConfigError(
+            f"{where}: {problem.what}, and Slurm would never start such a job: {problem.why}. Nothing was queued. `sinfo` "
+            "shows what there is"
+        )
 
 
-def find_problem(section: Resources) -> tuple[str, Any, str] | None:
-    """Return the key for which a section's job could never start, its value and the reason; None if it could."""
+@dataclass(frozen=True)
+class Problem:
+    """Why a section's job could not start: the key (empty: no single one), what it asks for, what Slurm said.
+
+    `may_pass`: what is away for the moment and may be the whole reason; empty if the job could never start.
+    """
+
+    key: str
+    what: str
+    why: str
+    may_pass: str = ""
+
+
+def find_problem(section: Resources) -> Problem | None:
+    """Return why a section's job could not start; None if it could.
+
+    Raises:
+        SlurmUnreachable: Slurm does not answer.
+    """
     why = refusal(job_options(section))
     if why:
-        key = _guilty_key(section)
-        return key, getattr(section, key), why
+        key = _guilty_key(section, why)
+        what = f"it is {getattr(section, key)!r}" if key else f"it asks for {' '.join(job_options(section))}"
+        return Problem(key, what, why, _away(section.partition) if _is_ambiguous(why) else "")
     limits = _time_limits(section.partition)
     if limits and all(seconds_of(section.walltime) > limit for limit in limits.values()):
         longest = ", ".join(f"{partition} allows {limit // 60} minutes" for partition, limit in limits.items())
-        return "walltime", section.walltime, f"partition {longest}"
+        return Problem("walltime", f"it is {section.walltime!r}", f"partition {longest}")
     return None
 
 
-def _guilty_key(section: Resources) -> str:
-    """Return the key without which Slurm would take the job; of several, the first one that it minds."""
+def _logger() -> Any:
+    """Return the flow run's logger; the module's where the check is made before a run is created."""
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return logging.getLogger(__name__)
+
+
+def _away(partitions: str) -> str:
+    """Name the nodes of some partitions that are away for the moment, such as `n1, n2 drained`; empty if none is."""
+    found = []
+    for line in run(["sinfo", "--noheader", "--format=%P|%a|%T|%N"]).splitlines():
+        partition, available, state, nodes = line.split("|")
+        wanted = partition.rstrip("*") in partitions.split(",") if partitions else partition.endswith("*")
+        if wanted and available != "up":
+            found.append(f"partition {partition.rstrip('*')} is {available}")
+        if wanted and (state.endswith("*") or any(state.startswith(word) for word in AWAY)):
+            found.append(f"{nodes} {state.rstrip('*')}")
+    return "; ".join(dict.fromkeys(found))
+
+
+def _is_ambiguous(why: str) -> bool:
+    return any(sign in why for sign in AMBIGUOUS)
+
+
+def _guilty_key(section: Resources, why: str) -> str:
+    """Return the key without which Slurm would take the job; of several, the first that it minds; empty if none is to blame."""
+
+    def is_taken(other: Resources) -> bool:
+        refused = refusal(job_options(other))
+        # an ambiguous refusal instead of a clear one: what is left may be nodes that are away
+        return not refused or (_is_ambiguous(refused) and not _is_ambiguous(why))
+
     keys = [key for key, least in LEAST.items() if getattr(section, key, least) != least]
     for key in keys:
-        if not refusal(job_options(section.model_copy(update={key: LEAST[key]}))):
+        if is_taken(section.model_copy(update={key: LEAST[key]})):
             return key
     kept = section
     for key in keys:  # several are wrong: leave out one after the other until it is taken; the last one was wrong
         kept = kept.model_copy(update={key: LEAST[key]})
-        if not refusal(job_options(kept)):
+        if is_taken(kept):
             return key
-    return "walltime"
+    return ""
 
 
 def _time_limits(partitions: str) -> dict[str, int]:

@@ -12,7 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from socket import create_server
@@ -27,7 +27,7 @@ from tasks import site_probe
 from tasks.cluster_settings import AddressSettings, LocalSettings, read_cluster
 from tasks.preflight import find_problem
 from tasks.service_settings import find_service
-from tasks.slurm import SlurmJob, cancel, find_jobs, job_options, run
+from tasks.slurm import SlurmJob, cancel, escaped, find_jobs, job_options, run
 from tasks.slurm_settings import SECTIONS, Resources, SlurmSettings, TrainingSection, seconds_of
 
 POLL_SECONDS = 0.5
@@ -136,9 +136,10 @@ def _check_slurm(settings: SlurmSettings, wait_seconds: float, say: Say) -> list
     columns = [Column(name) for name in SECTIONS]
     comment = f"hubert check {folder.name}"
     try:
-        with _listening(settings.site.interface) as address:
+        with ExitStack() as listeners:
             for column in columns:
                 section = getattr(settings, column.section)
+                address = listeners.enter_context(_listening(section.interface))
                 wanted = _wanted(column.section, section, folder, token) | {"scheduler": address}
                 _submit(column, section, wanted, comment)
             jobs = ", ".join(f"{column.section} {column.job_id}" for column in columns if column.job_id)
@@ -152,9 +153,8 @@ def _check_slurm(settings: SlurmSettings, wait_seconds: float, say: Say) -> list
 
 def _submit(column: Column, section: Resources, wanted: Mapping[str, Any], comment: str) -> None:
     problem = find_problem(section)
-    if problem is not None:
-        key, value, why = problem
-        column.end(key, f"{value!r}, and Slurm would never start such a job: {why}")
+    if problem is not None and not problem.may_pass:
+        column.end(problem.key or "job", f"{problem.what}, and Slurm would never start such a job: {problem.why}")
         return
     limit = f"{min(JOB_MINUTES, max(1, seconds_of(section.walltime) // 60))}:00"
     options = job_options(section.model_copy(update={"walltime": limit}))
@@ -172,7 +172,7 @@ def _submit(column: Column, section: Resources, wanted: Mapping[str, Any], comme
     named = [
         f"--job-name=hubert-check-{column.section}",
         f"--comment={comment}",
-        f"--output={log}",
+        f"--output={escaped(log)}",
         f"--chdir={PROJECT}",
     ]
     column.submitted = time.time()

@@ -8,11 +8,33 @@ import os
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from hubert.errors import ConfigError, TransientError
 from tasks.slurm_settings import Resources, TrainingSection
 
 COMMAND_SECONDS = 60.0
+QUESTIONS = {"squeue", "sinfo"}  # asked in a fixed format: if one fails, it is for Slurm's reasons
+# Messages after which the same command may succeed later: of the network, of a controller that restarts or is full, of munge,
+# and of limits on the jobs that one user may have in the queue.
+PASSING = (
+    "Unable to contact slurm controller",
+    "Socket timed out",
+    "Connection refused",
+    "Connection timed out",
+    "Connection reset",
+    "Communication connection failure",
+    "Message receive failure",
+    "Zero Bytes were transmitted",
+    "Transport endpoint is not connected",
+    "Resource temporarily unavailable",
+    "temporarily unable to accept job",
+    "backup controller",
+    "standby mode",
+    "Protocol authentication error",
+    "MaxSubmitJob",
+    "job submit limit",
+)
 FIELDS = (
     "%i",
     "%T",
@@ -83,12 +105,17 @@ def job_options(section: Resources) -> list[str]:
     return [*(f"--{name}={value}" for name, value in named.items() if value), *layout(section), *section.directives]
 
 
+def escaped(path: Path) -> str:
+    """Return a path for `--output`, where `%` begins a placeholder."""
+    return str(path).replace("%", "%%")
+
+
 def run(command: Sequence[str]) -> str:
     """Run one of Slurm's commands and return what it printed.
 
     Raises:
         ConfigError: the command is not installed here.
-        SlurmUnreachable: the controller does not answer.
+        SlurmUnreachable: the controller does not answer, or takes no more jobs for the moment.
         subprocess.CalledProcessError: Slurm refused; `stderr` says why.
     """
     try:
@@ -110,17 +137,15 @@ def run(command: Sequence[str]) -> str:
         raise SlurmUnreachable(f"`{command[0]}` did not answer within {COMMAND_SECONDS:.0f} s") from error
     except subprocess.CalledProcessError as error:
         text = error.stderr.strip()
-        if is_silence(text):
-            raise SlurmUnreachable(f"Slurm does not answer: {text}") from error
+        if command[0] in QUESTIONS or may_pass(text):
+            raise SlurmUnreachable(f"`{command[0]}` failed: {text}") from error
         raise
     return result.stdout
 
 
-def is_silence(said: str) -> bool:
-    """Say whether a message of Slurm's commands means that the controller does not answer."""
-    return any(
-        sign in said for sign in ("Unable to contact slurm controller", "Socket timed out", "Connection refused")
-    )
+def may_pass(said: str) -> bool:
+    """Say whether a message of Slurm's commands is about the moment, and not about what was asked."""
+    return any(sign.lower() in said.lower() for sign in PASSING)
 
 
 def find_jobs(*, comment: str = "", ids: Iterable[str] = (), every_state: bool = False) -> list[SlurmJob]:
@@ -143,6 +168,16 @@ def find_jobs(*, comment: str = "", ids: Iterable[str] = (), every_state: bool =
         if job.comment.startswith(comment) and (not wanted or job_id in wanted):
             jobs.append(job)
     return jobs
+
+
+def steps_of(job_id: str) -> list[str]:
+    """Return the steps that run in a job, such as `17.0`; those that Slurm itself starts (batch, extern) do not count.
+
+    Raises:
+        SlurmUnreachable: Slurm does not answer.
+    """
+    lines = run(["squeue", "--steps", "--noheader", "--format=%i", f"--jobs={job_id}"]).split()
+    return [line for line in lines if line.rpartition(".")[2].isdecimal()]
 
 
 def find_job(job_id: str) -> SlurmJob | None:

@@ -12,6 +12,22 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 DURATION = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
 SECTIONS = ("extraction", "kmeans", "evaluation", "training")
+# Options that the service sets itself: by the key that is meant, or empty where jobs could not be found again or kept.
+OWN_OPTIONS = {
+    **dict.fromkeys(("account", "A"), "account"),
+    **dict.fromkeys(("partition", "p"), "partition"),
+    **dict.fromkeys(("qos", "q"), "qos"),
+    **dict.fromkeys(("constraint", "C"), "constraint"),
+    **dict.fromkeys(("time", "t"), "walltime"),
+    "mem": "memory",
+    **dict.fromkeys(("cpus-per-task", "c"), "cpus"),
+    "gpus-per-task": "gpus",
+    **dict.fromkeys(("nodes", "N"), "nodes"),
+    **dict.fromkeys(("ntasks", "n", "ntasks-per-node"), "tasks_per_node"),
+    "signal": "signal_seconds",
+    **dict.fromkeys(("chdir", "D", "comment", "job-name", "J", "output", "o", "error", "e", "array", "a"), ""),
+    **dict.fromkeys(("requeue", "no-requeue", "parsable", "wait", "W", "wrap", "test-only", "open-mode"), ""),
+}
 
 
 def check_duration(value: Any) -> str:
@@ -79,8 +95,16 @@ class Site(Model):
     @field_validator("directives")
     @classmethod
     def _options(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if wrong := [line for line in value if not line.startswith("-")]:
-            raise ValueError(f"{wrong[0]!r} is no option: expected one such as --exclude=node7")
+        for line in value:
+            if not re.fullmatch(r"--?[A-Za-z][^\n]*", line):
+                raise ValueError(f"{line!r} is no option: expected one such as --exclude=node7")
+            # -pgpu, -p gpu, --partition=gpu, --partition gpu
+            name = re.split(r"[=\s]", line[2:])[0] if line.startswith("--") else line[1]
+            if (key := OWN_OPTIONS.get(name)) is not None:
+                instead = (
+                    f"write it as the key `{key}`" if key else "jobs are found again and kept by it, so leave it out"
+                )
+                raise ValueError(f"{line!r}: the service sets this option itself; {instead}")
         return value
 
 
@@ -88,7 +112,11 @@ class Resources(Site):
     """One job of a section."""
 
     cpus: int = Field(default=4, ge=1, description="CPUs per task (a worker job is one task)")
-    memory: str = Field(default="16G", pattern=r"^[1-9]\d*[KMGT]?$", description="memory per node, such as 64G")
+    memory: str = Field(
+        default="16G",
+        pattern=r"^(\d+[KMGT]?)?$",
+        description="memory per node, such as 64G; 0: all of a node's; empty: the site's default",
+    )
     gpus: int = Field(default=0, ge=0, description="GPUs per task")
 
 

@@ -35,7 +35,7 @@ from hubert.launch import (
     slurm_jobs,
 )
 from hubert.paths import PROJECT, read_json, write_json
-from hubert.processes import ProcessId
+from hubert.processes import ProcessId, exit_status, start_detached
 from tasks import slurm
 from tasks.slurm_settings import SlurmSettings, TrainingSection
 
@@ -45,8 +45,6 @@ KILL_SECONDS = 15.0  # between the end of a stop's patience and the end of ours
 BACKOFF_SECONDS = 10.0  # a node that died is only marked after a while
 
 Say = Callable[[str], object]
-
-_CHILDREN: list["subprocess.Popen[bytes]"] = []  # not thrown away: Python would warn that they still run
 
 
 class SlurmLauncher(Launcher):
@@ -135,7 +133,8 @@ class SlurmTrainer(RunningTrainer):
         self._srun = ProcessId.read(entry["srun"]) if entry["srun"] else None
         self._job: slurm.SlurmJob | None = None
         self._alive = True
-        self._forgotten = self._orphaned = False
+        self._forgotten = False
+        self._orphaned = ""  # how the job lost its srun, if it did and nothing was left that runs in it
         self._silence = ""
         self._asked_at = -poll_seconds
 
@@ -173,9 +172,8 @@ class SlurmTrainer(RunningTrainer):
             if not self._entry["job_id"]:
                 self._entry["job_id"] = job.job_id
                 write_entry(self.folder, self._entry)
-            if job.is_waiting and not srun_lives and self._is_here():
-                self._orphaned = True  # nobody is left to start a trainer in it: it would wait for nothing
-                slurm.cancel([job.job_id])
+            if job.is_live and not srun_lives and self._is_here():
+                self._give_up_orphan(job)
             self._alive = job.is_live and not self._orphaned
         except slurm.SlurmUnreachable as error:
             self._silence = f"{error}. Nothing is concluded from that; {self.name} is followed by its files"
@@ -184,6 +182,12 @@ class SlurmTrainer(RunningTrainer):
         if not self._alive and not self._entry["ended"]:
             self._entry["ended"] = self._job.state if self._job is not None else FORGOTTEN
             write_entry(self.folder, self._entry)
+
+    def _give_up_orphan(self, job: slurm.SlurmJob) -> None:
+        """Cancel a job whose srun is gone if no trainer is left in it: it would wait, or hold its nodes, for nothing."""
+        if job.is_waiting or (job.state == "RUNNING" and not slurm.steps_of(job.job_id)):
+            self._orphaned = f"its srun died, and {self.name} was left without a trainer"
+            slurm.cancel([job.job_id])
 
     def _find(self) -> slurm.SlurmJob | None:
         if self._entry["job_id"]:
@@ -198,10 +202,15 @@ class SlurmTrainer(RunningTrainer):
     def end(self, code: Exit | None) -> tuple[End, str]:
         asked = (read_json(self.folder / "cancelled.json") or {}).get("attempt") == self.attempt
         if self._orphaned:
-            return judge("FAILED", code, asked=asked), f"its srun died while {self.name} was waiting"
+            return judge("FAILED", code, asked=asked), self._orphaned
         if self._job is None or self._forgotten:
             return judge(FORGOTTEN, code, asked=asked), f"Slurm does not know {self.name} any more"
         where = f" on {self._job.nodes}" if self._job.nodes else ""
+        number = exit_status(self._srun) if self._srun is not None else None
+        if self._job.state == "CANCELLED" and number is not None and number < 0:
+            # Slurm takes back the job of an srun that is killed, and calls that as it calls a person's scancel.
+            killed = f"its srun was killed by {signal.Signals(-number).name}, and with it {self.name}{where}"
+            return judge("FAILED", code, asked=asked), killed
         return judge(self._job.state, code, asked=asked), f"Slurm says {self._job.state} of {self.name}{where}"
 
     def stop(self, *, timeout: float = STOP_SECONDS) -> None:
@@ -271,7 +280,7 @@ def srun(section: TrainingSection, folder: Path, attempt: str) -> list[str]:
 
 def sbatch(section: TrainingSection, folder: Path, attempt: str) -> list[str]:
     """Return the command that submits the same srun, without staying."""
-    log = str(folder / "train.log").replace("%", "%%")
+    log = slurm.escaped(folder / "train.log")
     inner = ["srun", *slurm.layout(section), *step_options(folder, attempt)]
     batch = ["--parsable", "--no-requeue", f"--output={log}", "--open-mode=append", f"--wrap=exec {shlex.join(inner)}"]
     return ["sbatch", *job_options(section, folder, attempt), *batch]
@@ -303,21 +312,11 @@ def start(command: list[str], folder: Path) -> ProcessId:
     if "SLURM_JOB_ID" in environment:  # this flow itself runs in a job: srun would start the training inside it
         environment = {name: value for name, value in environment.items() if not is_of_job(name)}
     try:
-        with (folder / "train.log").open("ab") as log:
-            child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env=environment,
-            )
+        return start_detached(command, folder / "train.log", environment=environment)
     except FileNotFoundError as error:
         raise ConfigError(
             "srun was not found on this machine's PATH: a cluster of `kind: slurm` is used from a machine that can submit jobs"
         ) from error
-    _CHILDREN.append(child)
-    return ProcessId.of(child.pid)
 
 
 def is_of_job(name: str) -> bool:
@@ -327,7 +326,7 @@ def is_of_job(name: str) -> bool:
 
 def refused(folder: Path, said: str) -> ConfigError | TransientError:
     """Return the error for a submission that came to nothing."""
-    if slurm.is_silence(said):
+    if slurm.may_pass(said):
         return slurm.SlurmUnreachable(f"the training in {folder} could not be submitted: {said.strip()}")
     end = judge(REFUSED, None)
     return ConfigError(f"training in {folder}: {end.name}: {end.says}. Slurm said: {said.strip()}")

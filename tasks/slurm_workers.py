@@ -28,11 +28,14 @@ from distributed.security import Security
 from prefect import get_run_logger, runtime
 
 from tasks.service_settings import service_folder
-from tasks.slurm import SlurmJob, SlurmUnreachable, cancel, find_job, find_jobs, job_options
+from tasks.slurm import SlurmJob, SlurmUnreachable, cancel, escaped, find_job, find_jobs, job_options
 from tasks.slurm_settings import WorkerSection
 from tasks.worker_jobs import CONFIG_NAME, WorkerJob, job_arguments
 
 LOST_SECONDS = 15.0  # a job whose workers are all gone for so long is cancelled and replaced
+ENDING_SECONDS = 60.0  # how long an epilog may take before its job counts as ended: till then its state says nothing
+# Ends of a job that nobody outside it brought about (None: Slurm has forgotten it).
+FRUITLESS = {"COMPLETED", "COMPLETING", "FAILED", "TIMEOUT", "OUT_OF_MEMORY", None}
 CLOSE_SECONDS = 60.0  # how long the end of a stage waits for a Slurm that does not answer
 MAX_FRUITLESS = 3  # jobs in a row that ended without a worker having answered
 LOG_LINES = 15
@@ -57,6 +60,7 @@ class SlurmWorkers(SLURMCluster):
             logger: gets what happens to the jobs.
         """
         self.section = section
+        self.section_name = name
         self.comment = f"hubert {owner} {name} {uuid.uuid4().hex[:8]}"
         self.logs = section.log_folder or service_folder() / "logs" / "slurm"
         self.logger = logger
@@ -74,7 +78,7 @@ class SlurmWorkers(SLURMCluster):
             *job_options(section),  # first: of an option that is given twice Slurm takes the last
             f"--job-name=hubert-{name}",
             f"--comment={self.comment}",
-            f"--output={self.logs}/{name}-%j.log",
+            f"--output={escaped(self.logs)}/{name}-%j.log",
             "--no-requeue",  # what is lost is replaced at once, under a new id
         ]
         super().__init__(
@@ -153,9 +157,15 @@ class SlurmWorkers(SLURMCluster):
             self._forget(name)
             self._blame(job.problem)
         elif job.job_id not in self.seen:
-            self._forget(name)
             ended = await asyncio.to_thread(find_job, job.job_id)
-            await self._ended(job, ended)
+            if ended and ended.state == "COMPLETING" and not job.answered:
+                if job.ending_since is None:
+                    job.ending_since = now
+                    self.logger.info("%s: job %s has ended, and its epilog runs", self.name, job.job_id)
+                if now - job.ending_since < ENDING_SECONDS:
+                    return  # how it ended is not known yet
+            self._forget(name)
+            self._ended(job, ended)
         elif self._workers_of(name):
             job.answered, job.silent_since = True, None
             self._fruitless = 0
@@ -167,15 +177,14 @@ class SlurmWorkers(SLURMCluster):
                 self._forget(name)
                 await job.close()
 
-    async def _ended(self, job: WorkerJob, ended: SlurmJob | None) -> None:
+    def _ended(self, job: WorkerJob, ended: SlurmJob | None) -> None:
         how = ended.describe() if ended else f"job {job.job_id} is not known to Slurm any more"
         self.logger.info("%s: %s", self.name, how)
-        if job.answered or ended is None or ended.state not in {"COMPLETED", "FAILED", "TIMEOUT", "OUT_OF_MEMORY"}:
+        if job.answered or (ended.state if ended else None) not in FRUITLESS:
             return
         self._fruitless += 1
-        if self._fruitless >= MAX_FRUITLESS:
-            (log,) = [option.partition("=")[2] for option in job.sbatch_options if option.startswith("--output=")]
-            path = Path(log.replace("%j", str(job.job_id)))
+        if self._fruitless >= MAX_FRUITLESS and not self.scheduler.workers:  # else it is that job's node
+            path = self.logs / f"{self.section_name}-{job.job_id}.log"
             self.failure = (
                 f"{self._fruitless} jobs in a row ended before a worker answered, the last one: {how}. Likely cause: the Python "
                 "or the prologue of the section, or a network interface on which the nodes do not reach this machine; "

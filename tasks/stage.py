@@ -92,8 +92,7 @@ class Patience:
             waits_for = ""
             if (cluster := slurm_workers()) is not None:
                 if cluster.failure:
-                    future.wrapped_future.cancel()  # type: ignore[attr-defined]
-                    mark_crashed(future, cluster.failure)
+                    give_up(future, cluster.failure)
                     raise TransientError(f"{self.label}: {cluster.failure}")
                 waits_for = cluster.waits_for()
                 self._say(waits_for)
@@ -180,7 +179,16 @@ def _deal_out(stage: Stage, plan: Plan, bar: Bar) -> None:
             work_on_shards.submit(f"{stage.label} {name_group(indices, len(plan))}", stage, indices)
             for indices in group(missing, NUM_GROUPS)
         ]
-        errors = [error for future in futures if (error := outcome(future, patience)) is not None]
+        errors = []
+        for number, future in enumerate(futures, start=1):
+            try:
+                error = outcome(future, patience)
+            except TransientError as end:  # there will be no workers: the others would stay pending for ever
+                for other in futures[number:]:
+                    give_up(other, str(end))
+                raise
+            if error is not None:
+                errors.append(error)
         fatal = [error for error in errors if not isinstance(error, KilledWorker)]
         if fatal:
             raise fatal[0]
@@ -233,6 +241,13 @@ def result_of(future: PrefectFuture[Any], patience: Patience) -> Any:
     if error is not None:
         raise error
     return future.result()
+
+
+def give_up(future: PrefectFuture[Any], message: str) -> None:
+    """Take back a task that no worker will run; one that has ended stays as it is."""
+    if not future.wrapped_future.done():  # type: ignore[attr-defined]  # all task runners' futures wrap one
+        future.wrapped_future.cancel()  # type: ignore[attr-defined]
+        mark_crashed(future, message)
 
 
 def mark_crashed(future: PrefectFuture[Any], message: str) -> None:

@@ -62,11 +62,13 @@ class WorkerJob(SLURMJob):
         self,
         *args: Any,
         sbatch_options: Sequence[str] = (),
+        limits_memory: bool = True,
         security: Security | None = None,
         worker_extra_args: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         """Take the options, and the files of the certificates, beside dask-jobqueue's arguments."""
+        self.limits_memory = limits_memory
         extra = [*worker_extra_args, *_certificates(security)]  # dask-jobqueue would break at a space in a path
         super().__init__(*args, worker_extra_args=extra, **kwargs)
         self.sbatch_options = list(sbatch_options)
@@ -74,6 +76,12 @@ class WorkerJob(SLURMJob):
         self.problem: Exception | None = None
         self.answered = False  # one of its workers has reached the scheduler
         self.silent_since: float | None = None
+        self.ending_since: float | None = None
+
+    @property
+    def worker_process_memory(self) -> str:
+        """What a worker process may use; without a number in the section Slurm alone sets the limit."""
+        return str(super().worker_process_memory) if self.limits_memory else "0"
 
     async def start(self) -> None:
         """Submit it. Never raises: whoever keeps the jobs sees the problem and tries again."""
@@ -104,7 +112,7 @@ def _certificates(security: Security | None) -> list[str]:
 
 def job_arguments(section: WorkerSection) -> dict[str, Any]:
     """Return dask-jobqueue's arguments: what runs in a job, and where the scheduler listens."""
-    number, unit = section.memory.rstrip("KMGT"), section.memory.lstrip("0123456789") or "M"
+    number, unit = int(section.memory.rstrip("KMGT") or 0), section.memory.lstrip("0123456789") or "M"
     environment = worker_environment(section.cpus, section.num_workers, section.threads_per_worker)
     environment["DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE"] = "False"  # a paused worker would wait without a word
     extra = ["--lifetime", f"{section.lifetime_seconds}s", "--lifetime-stagger", f"{section.stagger_seconds}s"]
@@ -112,7 +120,8 @@ def job_arguments(section: WorkerSection) -> dict[str, Any]:
     return {
         "cores": section.num_workers * section.threads_per_worker,
         "processes": section.num_workers,
-        "memory": f"{number}{unit}iB",
+        "memory": f"{number or 1}{unit}iB",  # dask-jobqueue wants a number; the header that it makes of it is not used
+        "limits_memory": number > 0,
         "interface": section.interface or None,
         "python": shlex.quote(section.python or sys.executable),
         "local_directory": '"${TMPDIR:-/tmp}"',

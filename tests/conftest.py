@@ -2,11 +2,13 @@
 
 import os
 import signal
-import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tools.ports import free_ports
 
 # Read by Prefect when it is imported: a test must not find the service that a developer has running in this project.
 os.environ["PREFECT_PLUGINS_ENABLED"] = "false"
@@ -16,20 +18,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def free_ports(count: int) -> list[int]:
-    """Return TCP ports that nothing listens on at the moment."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
-
-
-def service_settings(root: Path) -> "ServiceSettings":  # noqa: F821
-    """Settings of a service of its own, below a folder."""
+def service_settings(root: Path, **changes: Any) -> "ServiceSettings":  # noqa: F821
+    """Settings of a service of its own, below a folder; `changes` win."""
     from tasks.service_settings import ServiceSettings
 
     prefect_port, mlflow_port = free_ports(2)
@@ -39,6 +29,7 @@ def service_settings(root: Path) -> "ServiceSettings":  # noqa: F821
         mlflow_port=mlflow_port,
         query_seconds=1,
         profiles=root / "home" / ".prefect" / "profiles.toml",
+        **changes,
     )
 
 

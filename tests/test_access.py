@@ -14,8 +14,9 @@ from tasks.follow import INFO, follow, start_run
 from tasks.prefect_api import connect
 from tasks.service import PARTS, down, status, up
 from tasks.service_settings import ServiceSettings, environment, find_service
-from tests.conftest import free_ports
+from tests.conftest import service_settings
 from tests.test_service import FLOWS, prefect_typed_elsewhere
+from tools.ports import free_ports
 
 AUTH = "someone:a-long:secret"
 DEPLOYED = {"prefect_file": FLOWS / "prefect.yaml", "project": FLOWS}
@@ -79,15 +80,7 @@ def settings(tmp_path):
     """Settings of a service on an internal interface; what runs of it is stopped."""
     if INTERNAL is None:
         pytest.skip("this machine has no internal IPv4 address but loopback")
-    prefect_port, mlflow_port = free_ports(2)
-    settings = ServiceSettings(
-        folder=tmp_path / "service",
-        host=INTERNAL,
-        prefect_port=prefect_port,
-        mlflow_port=mlflow_port,
-        query_seconds=1,
-        profiles=tmp_path / "home" / ".prefect" / "profiles.toml",
-    )
+    settings = service_settings(tmp_path, host=INTERNAL)
     yield settings
     down(settings)
 

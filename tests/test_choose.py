@@ -14,11 +14,11 @@ from hubert.paths import read_json
 from tasks.follow import start_run
 from tasks.prefect_api import connect
 from tasks.registry import ANSWERED_LAYER, find_registered, look_up, persons_pick, register
-from tests.conftest import free_ports
 from tests.flows.asking import asking
 from tests.offered import write_offered
 from tests.test_tracking import client, tracker_of, use  # noqa: F401  (`client` is a fixture)
 from tests.toy import write_material
+from tools.ports import free_ports
 
 POLL_SECONDS = 0.2
 

@@ -18,9 +18,9 @@ from tasks.prefect_api import connect
 from tasks.processes import start_process, stop_processes
 from tasks.register import register
 from tasks.service_settings import HEARTBEAT_SECONDS, SERVERS, ServiceSettings, environment
-from tests.conftest import free_ports
 from tests.postgresql import find_programs, postgresql
 from tests.test_service import FLOWS
+from tools.ports import free_ports
 
 DOCKER = PROJECT / "docker"
 SERVICES = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]

@@ -13,8 +13,8 @@ from hubert.errors import ConfigError, TransientError
 from tasks import follow as following
 from tasks.follow import EXIT_CODES, INFO, follow, start_run
 from tasks.prefect_api import connect
-from tests.conftest import free_ports
 from tests.toy import write_material
+from tools.ports import free_ports
 
 
 def hubert(*words) -> tuple[int, str, str]:

@@ -22,9 +22,9 @@ from hubert.processes import ProcessId
 from hubert.rendezvous import find_meeting_point, find_place, first_host, threads_per_process
 from hubert.train import TrainStage, train_until_done
 from hubert.training_folder import read_metrics
-from tests.conftest import free_ports
 from tests.corpus import NUM_UNITS
 from tests.training import SETTINGS, assert_same_training, job_of, metrics_of, train, write_table
+from tools.ports import free_ports
 
 
 @pytest.fixture(scope="module")

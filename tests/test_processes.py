@@ -1,6 +1,5 @@
 """Processes that outlive their starter: recognised, watched, and stopped with all that they started."""
 
-import signal
 import subprocess
 import sys
 import textwrap
@@ -113,4 +112,3 @@ def test_a_child_of_a_command_that_runs_in_the_background_still_obeys_ctrl_c(tmp
     """
     run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "True"
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -21,7 +21,8 @@ from tasks.prefect_api import connect
 from tasks.profiles import disable_plugins, enable_plugins, plugins_are_enabled
 from tasks.service import MLFLOW, PARTS, PREFECT, WORKER, deploy, describe, down, status, up
 from tasks.service_settings import Service, ServiceSettings, environment, find_service
-from tests.conftest import free_ports
+from tests.conftest import service_settings
+from tools.ports import free_ports
 
 PROJECT = Path(__file__).parent.parent
 FLOWS = PROJECT / "tests" / "flows"
@@ -154,9 +155,11 @@ def test_a_wrong_file_of_deployments_is_refused_before_anything_starts(tmp_path,
 
 
 def test_the_deployments_of_the_project_name_flows_that_exist():
-    for name, entrypoint in read_deployments(PROJECT / "deployments" / "prefect.yaml"):
+    found = read_deployments(PROJECT / "deployments" / "prefect.yaml")
+    entrypoints = {entrypoint for _, entrypoint in found}
+    assert sorted(found) == sorted((name, entrypoint) for name in ("local", "slurm") for entrypoint in entrypoints)
+    for entrypoint in entrypoints:
         file, function = entrypoint.split(":")
-        assert name == "local"
         assert f"def {function}(" in (PROJECT / file).read_text()
 
 
@@ -248,14 +251,7 @@ def test_a_profile_is_written_only_where_there_is_none_and_removed_only_as_it_wa
 
 def test_in_the_foreground_a_killed_server_is_started_again_and_ctrl_c_stops_all(tmp_path):
     """`up` notices the killed server (hold calls it); a flow under way ends with the service, and is marked as crashed."""
-    prefect_port, mlflow_port = free_ports(2)
-    settings = ServiceSettings(
-        folder=tmp_path / "service",
-        prefect_port=prefect_port,
-        mlflow_port=mlflow_port,
-        query_seconds=1,
-        profiles=tmp_path / "profiles.toml",
-    )
+    settings = service_settings(tmp_path)
     code = (
         "import sys; from pathlib import Path; from tasks.foreground import hold\n"
         "from tasks.service_settings import ServiceSettings\n"

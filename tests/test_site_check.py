@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from flows import cli
+from hubert.errors import ConfigError
 from hubert.paths import DEPLOYMENTS
 from tasks.cluster_settings import read_cluster
 from tasks.service_settings import environment as service_environment
@@ -60,6 +61,32 @@ def test_what_a_site_has_is_not_refused(slurm, tmp_path):
     check_cluster("local")
 
 
+def test_nodes_that_are_away_are_waited_for_but_what_no_node_has_is_refused(slurm, tmp_path, caplog):
+    from tasks.preflight import check_cluster
+
+    fits = write_site(tmp_path / "fits.yaml")
+    nodes = f"nodename={','.join(slurm.nodes)}"
+    slurm.command("scontrol", "update", nodes, "state=drain", "reason=test")
+    try:
+        check_cluster(str(fits))
+        assert "n[1-3] drained" in caplog.text
+        with pytest.raises(ConfigError, match="partition.*'nope'"):
+            check_cluster(str(write_site(tmp_path / "never.yaml", kmeans={"partition": "nope"})))
+    finally:
+        slurm.command("scontrol", "update", nodes, "state=resume")
+
+
+def test_a_slurm_that_does_not_answer_is_only_warned_of(slurm, tmp_path, caplog):
+    from tasks.preflight import check_cluster
+
+    slurm.stop_controller()
+    try:
+        check_cluster(str(write_site(tmp_path / "site.yaml")))
+    finally:
+        slurm.start_controller()
+    assert "was not checked" in caplog.text
+
+
 @pytest.fixture
 def environment(service, slurm, tmp_path, monkeypatch):
     for name, value in {**service_environment(service.settings), "HUBERT_RUNS": str(tmp_path / "the runs")}.items():
@@ -79,7 +106,7 @@ def test_check_says_what_works_on_each_sections_node_and_why_the_rest_does_not(e
         "training": {"directives": ["--begin=now+1hour"]},
     }
     path = write_site(environment / "site.yaml", **sections)
-    assert cli.main(["check", str(path), "--wait", "1"]) == 1
+    assert cli.main(["check", str(path), "--wait", "20"]) == 1  # a busy machine starts jobs after seconds
     text = capsys.readouterr().out
     assert row(text, "queue")[1:] == ["-", row(text, "queue")[2], "FAILED"], text
     for name in ("packages", "shared folder", "Prefect API", "scheduler"):

@@ -1,12 +1,14 @@
 """Slurm's commands against a real Slurm of virtual nodes, and the settings that are checked before anything is queued."""
 
+import os
 import subprocess
 
 import pytest
 from pydantic import ValidationError
 
 from tasks import slurm as commands
-from tasks.slurm_settings import Resources, SlurmSettings, seconds_of
+from tasks.slurm_settings import Resources, SlurmSettings, WorkerSection, seconds_of
+from tasks.worker_jobs import CONFIG_NAME, WorkerJob, job_arguments
 
 
 @pytest.mark.parametrize(
@@ -40,6 +42,12 @@ def test_sections_have_the_sites_keys_unless_they_say_otherwise():
         ({"training": {"walltime": "00:02:00"}}, "signal_seconds"),
         ({"training": {"gpu": 1}}, "gpu"),
         ({"site": {"directives": ["exclude=n1"]}}, "exclude=n1"),
+        ({"site": {"directives": ["--exclude=n1\n#SBATCH --wait"]}}, "is no option"),
+        ({"site": {"directives": ["--comment=mine"]}}, "leave it out"),
+        ({"kmeans": {"directives": ["-J mine"]}}, "leave it out"),
+        ({"kmeans": {"directives": ["--partition=gpu"]}}, "the key `partition`"),
+        ({"kmeans": {"directives": ["-pgpu"]}}, "the key `partition`"),
+        ({"training": {"directives": ["--time 5"]}}, "the key `walltime`"),
     ],
 )
 def test_a_wrong_setting_is_refused_with_its_key(content, key):
@@ -59,6 +67,56 @@ def test_a_job_is_found_by_its_comment_from_its_wait_to_its_end(slurm):
     assert (ended.state, ended.is_live) == ("CANCELLED", False)
     commands.cancel([job_id])  # no error
     assert commands.find_job("999999") is None
+
+
+@pytest.mark.parametrize(
+    ("memory", "options", "limit"),
+    [("2G", ["--mem=2G"], "2.00GiB"), ("512", ["--mem=512"], "512.00MiB"), ("0", ["--mem=0"], "0"), ("", [], "0")],
+)
+def test_memory_may_be_all_of_a_nodes_or_the_sites_default(memory, options, limit):
+    """In these two cases Slurm alone limits the workers."""
+    section = WorkerSection(memory=memory, cpus=1)
+    assert [option for option in commands.job_options(section) if option.startswith("--mem")] == options
+    arguments = {
+        name: value
+        for name, value in job_arguments(section).items()
+        if name not in {"scheduler_options", "silence_logs"}
+    }
+    words = WorkerJob("tcp://here:1", name="w", config_name=CONFIG_NAME, **arguments).job_script().split()
+    assert words[words.index("--memory-limit") + 1] == limit
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "sbatch: error: Batch job submission failed: Zero Bytes were transmitted or received",
+        "slurm_load_jobs error: Slurm backup controller in standby mode",
+        "sbatch: error: QOSMaxSubmitJobPerUserLimit",
+        "srun: error: Unable to allocate resources: Slurm temporarily unable to accept job, sleeping and retrying",
+    ],
+)
+def test_a_refusal_that_may_pass_is_not_taken_for_a_verdict(said):
+    assert commands.may_pass(said)
+    assert not commands.may_pass(
+        "sbatch: error: Batch job submission failed: Invalid account or account/partition combination"
+    )
+
+
+def test_whatever_squeue_fails_for_nothing_is_concluded_about_the_jobs(tmp_path, monkeypatch):
+    (squeue := tmp_path / "squeue").write_text("#!/bin/sh\necho 'slurm_load_jobs error: a new one' >&2; exit 1\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(commands.SlurmUnreachable, match="a new one"):
+        commands.find_jobs(comment="x")
+
+
+def test_neither_a_users_variables_nor_another_jobs_comment_hide_a_job(slurm, monkeypatch):
+    monkeypatch.setenv("SQUEUE_PARTITION", "low")
+    hold = ["sbatch", "--parsable", "--hold", "--output=/dev/null", "--mem=100M", "--wrap=true"]
+    other = commands.run([*hold, "--comment=of a person,\nin | two lines"]).strip()
+    job_id = commands.run([*hold, "--comment=ours"]).strip()
+    assert [job.job_id for job in commands.find_jobs(comment="ours")] == [job_id]
+    commands.cancel([job_id, other])
 
 
 @pytest.mark.parametrize(

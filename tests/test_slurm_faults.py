@@ -16,9 +16,8 @@ from tasks.follow import start_run
 from tasks.prefect_api import connect
 from tasks.processes import is_alive
 from tasks.service import MLFLOW, PREFECT, WORKER, down, find_service, up
-from tasks.service_settings import ServiceSettings
 from tasks.service_settings import environment as service_environment
-from tests.conftest import free_ports
+from tests.conftest import service_settings
 from tests.flow_runs import ITERATION, kill_flow_when, run_flow, start_flow
 from tests.outputs import assert_equal_runs
 from tests.slurm_runs import (
@@ -41,15 +40,7 @@ CHECKPOINT = "it1/train-*/step-00000008/checkpoint.json"
 @pytest.fixture(scope="module")
 def own_service(slurm, tmp_path_factory):
     """A service of these tests' own: its servers are killed and started again."""
-    root = tmp_path_factory.mktemp("own service")
-    prefect_port, mlflow_port = free_ports(2)
-    settings = ServiceSettings(
-        folder=root / "data",
-        prefect_port=prefect_port,
-        mlflow_port=mlflow_port,
-        query_seconds=1,
-        profiles=root / "profiles.toml",
-    )
+    settings = service_settings(tmp_path_factory.mktemp("own service"))
     yield up(settings).settings
     down(settings)
 
@@ -90,6 +81,18 @@ def run(tmp_path, slurm):
     wait_until(lambda: not slurm.jobs(), "an empty queue")
 
 
+def survive(run, parameters, environment, *, when, do) -> None:
+    """Run an iteration to its end, which must be a good one, and do something to it when a condition holds."""
+    log = run.parent / "log"
+    code = run_and_disturb(ITERATION, {**parameters, "run": str(run)}, environment, log, when=when, do=do)
+    assert code == 0, log.read_text()[-4000:]
+
+
+def at(run, point: str):
+    """Return a condition: a file of the run is there."""
+    return lambda: any(run.glob(point))
+
+
 def test_the_same_recipe_gives_the_same_on_this_machine_with_as_many_processes(
     undisturbed, parameters, environment, run
 ):
@@ -118,17 +121,10 @@ def test_what_dies_while_the_audio_is_labelled_is_replaced(
         else:
             slurm.kill_node(node)
 
-    wanted = {**parameters, "run": str(run)}
-    log = run.parent / "log"
-    code = run_and_disturb(
-        ITERATION,
-        wanted,
-        environment,
-        log,
-        when=lambda: any(run.glob(point)) and worker_processes(slurm) and jobs_named(slurm, "hubert-extraction"),
-        do=disturb,
-    )
-    assert code == 0, log.read_text()[-4000:]
+    def is_at_work() -> bool:
+        return bool(any(run.glob(point)) and worker_processes(slurm) and jobs_named(slurm, "hubert-extraction"))
+
+    survive(run, parameters, environment, when=is_at_work, do=disturb)
     assert_equal_runs(run, undisturbed)
 
 
@@ -142,16 +138,7 @@ def test_a_node_that_dies_while_it_trains_costs_the_steps_since_the_checkpoint(
         (nodes,) = jobs_named(slurm, "hubert-train").values()
         slurm.kill_node("n2" if "2" in nodes else "n1")
 
-    log = run.parent / "log"
-    code = run_and_disturb(
-        ITERATION,
-        {**parameters, "run": str(run)},
-        environment,
-        log,
-        when=lambda: any(run.glob(CHECKPOINT)),
-        do=disturb,
-    )
-    assert code == 0, log.read_text()[-4000:]
+    survive(run, parameters, environment, when=at(run, CHECKPOINT), do=disturb)
     assert len(training_jobs(run)) >= 2
     assert_equal_runs(run, undisturbed)
 
@@ -159,16 +146,10 @@ def test_a_node_that_dies_while_it_trains_costs_the_steps_since_the_checkpoint(
 def test_a_training_that_gets_sigterm_writes_a_checkpoint_and_goes_on_in_another_job(
     undisturbed, parameters, environment, run, slurm
 ):
-    log = run.parent / "log"
-    code = run_and_disturb(
-        ITERATION,
-        {**parameters, "run": str(run)},
-        environment,
-        log,
-        when=lambda: any(run.glob(CHECKPOINT)),
-        do=lambda: slurm.command("scancel", "--signal=TERM", training_jobs(run)[0]),
-    )
-    assert code == 0, log.read_text()[-4000:]
+    def terminate() -> None:
+        slurm.command("scancel", "--signal=TERM", training_jobs(run)[0])
+
+    survive(run, parameters, environment, when=at(run, CHECKPOINT), do=terminate)
     assert len(training_jobs(run)) == 2
     assert_equal_runs(run, undisturbed)
 
@@ -182,7 +163,7 @@ def test_a_persons_scancel_stops_the_training_for_good_and_the_run_says_so(
         {**parameters, "run": str(run)},
         environment,
         log,
-        when=lambda: any(run.glob(CHECKPOINT)),
+        when=at(run, CHECKPOINT),
         do=lambda: slurm.command("scancel", training_jobs(run)[0]),
     )
     assert code != 0
@@ -240,9 +221,7 @@ def test_the_controller_of_slurm_is_restarted_while_it_trains(undisturbed, param
         slurm.stop_controller()
         slurm.start_controller()
 
-    log = run.parent / "log"
-    when = {"when": lambda: any(run.glob(CHECKPOINT)), "do": restart}
-    assert run_and_disturb(ITERATION, {**parameters, "run": str(run)}, environment, log, **when) == 0, log.read_text()
+    survive(run, parameters, environment, when=at(run, CHECKPOINT), do=restart)
     assert len(training_jobs(run)) == 1
     assert_equal_runs(run, undisturbed)
 
@@ -253,9 +232,7 @@ def test_the_prefect_server_is_restarted(point, undisturbed, parameters, environ
         kill_part(own_service, PREFECT)
         up(own_service)
 
-    log = run.parent / "log"
-    when = {"when": lambda: any(run.glob(point)), "do": restart}
-    assert run_and_disturb(ITERATION, {**parameters, "run": str(run)}, environment, log, **when) == 0, log.read_text()
+    survive(run, parameters, environment, when=at(run, point), do=restart)
     assert_equal_runs(run, undisturbed)
 
 

@@ -230,6 +230,16 @@ def test_a_job_whose_srun_died_while_it_waited_is_not_waited_for(tmp_path, table
     wait_for(lambda: slurm.jobs() == [])
 
 
+def test_a_training_whose_srun_is_killed_goes_on_in_another_job(undisturbed, tmp_path, table, slurm):
+    """Slurm calls the end of the first one CANCELLED, as if a person had done it."""
+    stage = stage_of(tmp_path, table)
+    events = train_disturbed(stage, lambda _: os.kill(slurm_jobs(stage.folder)[-1]["srun"]["pid"], signal.SIGKILL))
+    assert states_of(stage)[1:] == ["COMPLETED"]
+    assert events.says("its srun ")
+    assert_same(stage, undisturbed)
+    slurm.wait_until_empty()
+
+
 @pytest.mark.parametrize("detached", [False, True])
 def test_a_job_that_slurm_refuses_is_a_config_error_with_slurms_words(tmp_path, table, slurm, detached):
     with pytest.raises(ConfigError, match=r"(?s)launch failed.*invalid partition specified: nope"):

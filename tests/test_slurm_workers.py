@@ -201,12 +201,29 @@ def test_a_queue_that_never_starts_is_visible_and_cancelling_empties_it(environm
 def test_workers_that_cannot_start_end_the_flow_with_the_end_of_their_log_and_no_job_is_left(
     environment, slurm, tmp_path
 ):
-    with GatedRun(tmp_path, environment, jobs=1, prologue=["echo no such module: cuda", "exit 3"]) as run:
-        assert run.process.wait(WAIT_SECONDS) == 1
-        log = run.log.read_text()
-        assert "3 jobs in a row ended before a worker answered" in log
-        assert "no such module: cuda" in log
-        slurm.wait_until_empty()
+    """A job whose epilog takes its time has not ended yet, and is not replaced meanwhile."""
+    since = datetime.now(UTC).isoformat()
+    before = slurm.num_jobs()
+    failing = {
+        "jobs": 1,
+        "prologue": ["echo no such module: cuda", "exit 3"],
+        "log_folder": str(tmp_path / "100% logs"),
+    }
+    slurm.hold_epilogs.touch()
+    try:
+        with GatedRun(tmp_path, environment, **failing) as run:
+            run.wait_until(lambda: "its epilog runs" in run.log.read_text())
+            assert len(slurm.jobs()) == 1
+            slurm.hold_epilogs.unlink()
+            assert run.process.wait(WAIT_SECONDS) == 1
+    finally:
+        slurm.hold_epilogs.unlink(missing_ok=True)
+    log = run.log.read_text()
+    assert "3 jobs in a row ended before a worker answered" in log
+    assert "no such module: cuda" in log
+    assert slurm.num_jobs() - before == 3
+    assert set(task_runs(environment, since).values()) <= {"Crashed", "Failed", "Completed"}
+    slurm.wait_until_empty()
 
 
 @pytest.mark.faults

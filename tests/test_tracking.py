@@ -10,9 +10,9 @@ import pytest
 
 from hubert.origins import weights_digest
 from tasks.tracking import Tracker
-from tests.conftest import free_ports
 from tests.offered import METRICS, stage_of, write_metrics, write_offered
 from tests.servers import serving
+from tools.ports import free_ports
 
 CURVE = {step: 5 - step / 100 for step in range(2, 25, 2)}
 

@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -25,6 +26,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import psutil
+
+from tools.ports import free_ports
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "squeue", "scontrol", "scancel", "sinfo")
 START_SECONDS = 60.0
@@ -65,6 +68,7 @@ KillWait=15
 MinJobAge=600
 SchedulerParameters=sched_interval=2,bf_interval=2
 DefMemPerCPU=500
+Epilog={folder}/epilog
 {nodes}
 PartitionName=main Nodes=ALL Default=YES MaxTime=1-00:00:00 PriorityTier=10 State=UP
 PartitionName=low Nodes=ALL MaxTime=1-00:00:00 PriorityTier=1 State=UP
@@ -73,6 +77,10 @@ PartitionName=short Nodes=ALL MaxTime=00:10:00 PriorityTier=10 State=UP
 NODE = (
     "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory={memory} Gres=gpu:{gpus}"
 )
+
+
+# A site's epilog cleans up and takes its time; this one takes as long as a file is there.
+EPILOG = "#!/bin/sh\nwhile [ -e {hold} ]; do sleep 0.2; done\n"
 
 
 def missing_reason() -> str | None:
@@ -101,6 +109,11 @@ class VirtualSlurm:
     def config(self) -> Path:
         """The cluster's slurm.conf."""
         return self.folder / "slurm.conf"
+
+    @property
+    def hold_epilogs(self) -> Path:
+        """As long as this file is there, no job comes to its end: its epilog runs (COMPLETING)."""
+        return self.folder / "hold-epilogs"
 
     def environment(self) -> dict[str, str]:
         """Return the variables with which Slurm's commands talk to this cluster."""
@@ -196,6 +209,10 @@ class VirtualSlurm:
         """Return the ids of the jobs that are queued, running or ending."""
         return self._run("squeue", "--noheader", "--format=%i").stdout.split()
 
+    def num_jobs(self) -> int:
+        """Return how many jobs there have been, as far back as the cluster remembers."""
+        return len(self._run("squeue", "--noheader", "--states=all", "--format=%i").stdout.split())
+
     def wait_until_empty(self) -> None:
         """Wait until no job is left, not even one that is just ending.
 
@@ -208,7 +225,7 @@ class VirtualSlurm:
 
     def _write_configuration(self) -> None:
         host = socket.gethostname().split(".")[0]
-        controller_port, *ports = _free_ports(1 + len(self.nodes))
+        controller_port, *ports = free_ports(1 + len(self.nodes))
         nodes = "\n".join(
             NODE.format(name=name, host=host, port=port, **self._sizes)
             for name, port in zip(self.nodes, ports, strict=True)
@@ -217,6 +234,9 @@ class VirtualSlurm:
             CONFIGURATION.format(host=host, controller_port=controller_port, folder=self.folder, nodes=nodes)
         )
         (self.folder / "gres.conf").write_text(f"NodeName={','.join(self.nodes)} Name=gpu File=/dev/null\n")
+        epilog = self.folder / "epilog"
+        epilog.write_text(EPILOG.format(hold=shlex.quote(str(self.hold_epilogs))))
+        epilog.chmod(0o755)
         (self.folder / "state").mkdir(exist_ok=True)
         for name in self.nodes:
             (self.folder / f"spool-{name}").mkdir(exist_ok=True)
@@ -307,17 +327,6 @@ def _kill(processes: list[psutil.Process]) -> None:
         except psutil.NoSuchProcess:
             continue
     psutil.wait_procs(processes, timeout=STOP_SECONDS)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 def main() -> int:
