@@ -6,9 +6,9 @@ from hubert.candidates import Candidate, list_candidates, save_candidates
 from hubert.outcome import Outcome, read_outcome
 from hubert.paths import read_json
 from hubert.pipeline import Iteration
-from hubert.plots import standalone
 from hubert.wording import fixed, percent
-from tasks.page import DONE, key_of, note, show, show_picture, show_table
+from tasks.markdown import table
+from tasks.page import DONE, address_of, key_of, note, show, show_picture, show_table
 from tasks.stage import cached
 
 PICTURES = {
@@ -16,6 +16,11 @@ PICTURES = {
     "abx": "ABX error by layer",
     "pnmi": "what units of each layer say about phones (PNMI)",
 }
+
+EXPLAINED = (
+    "Loss and accuracy: on masked frames of the validation audio. Layer: the checkpoint's best one, where its layers were "
+    "scored; ABX: its error within and across speakers, lower is better, chance is 50 %."
+)
 
 
 def run(iteration: Iteration) -> Outcome:
@@ -40,21 +45,17 @@ def choose(label: str, iteration: Iteration, outcome: Outcome) -> None:  # noqa:
 
 def show_choice(iteration: Iteration, outcome: Outcome) -> None:
     """Show the choice, the checkpoints that there are to choose from, and the curves behind it."""
-    chosen = f"step {outcome.step:,}, layer {outcome.layer}"
-    show(
-        "markdown",
-        key_of(iteration.home, "choice"),
-        f"**Chosen for the next iteration: {chosen}**\n\nThe checkpoint: lowest masked loss on validation.\n\n"
-        f"The layer: {outcome.why}.\n\n`{outcome.checkpoint}`",
-        f"chosen for the next iteration: {chosen}; {outcome.why}",
-    )
-    note("choice", DONE, f"{chosen}; {outcome.why}")
-    candidates = list_candidates(iteration)
-    rows = [checkpoint_row(candidate, outcome) for candidate in candidates]
-    text = f"{len(rows):,} checkpoints of it{outcome.iteration}; chosen: step {outcome.step:,}"
-    show_table(iteration.home, "checkpoints", rows, text)
     from hubert.pictures import draw_iteration  # matplotlib takes a second to import
+    from hubert.plots import standalone
 
+    chosen = f"step {outcome.step:,}, layer {outcome.layer}"
+    why = f"step {outcome.step:,} has the lowest validation loss; layer {outcome.layer}: {outcome.why}"
+    rows = [checkpoint_row(candidate, outcome) for candidate in list_candidates(iteration)]
+    checkpoints = table(list(rows[0]), [list(row.values()) for row in rows])
+    text = f"**Chosen: {chosen}**\n\n{why}\n\n{checkpoints}\n\n{EXPLAINED}\n\n`{outcome.checkpoint}`"
+    artifact = show("markdown", key_of(iteration.home, "choice"), text, f"{chosen}; {outcome.why}")
+    note("choice", DONE, f"{chosen}; {outcome.why}", address_of(artifact))
+    show_table(iteration.home, "checkpoints", rows, f"{len(rows):,} checkpoints of it{outcome.iteration}; {why}")
     findings = read_json(iteration.report.folder / "report.json")
     stages = {stage.name: stage.folder for stage in iteration.evaluated()}
     pictures = draw_iteration(findings, stages, PICTURES) if findings is not None else {}
@@ -66,14 +67,12 @@ def show_choice(iteration: Iteration, outcome: Outcome) -> None:
 def checkpoint_row(candidate: Candidate, outcome: Outcome) -> dict[str, str]:
     """Return what the table of checkpoints says of one."""
     best = candidate.best_layer
-    is_chosen = candidate.sha256 == outcome.sha256
-    why = f"chosen: lowest validation loss; layer {outcome.layer}: {outcome.why}" if is_chosen else ""
     return {
         "step": f"{candidate.step:,}",
-        "validation loss, masked (nats)": fixed(candidate.masked_loss),
-        "accuracy, masked (%)": percent(candidate.masked_accuracy),
-        "best layer": str(candidate.layer) if best is not None else "not scored",
-        "ABX error within speaker (%)": fixed(best.within, 2) if best is not None else "-",
-        "ABX error across speakers (%)": fixed(best.across, 2) if best is not None else "-",
-        "choice": why,
+        "chosen": "chosen" if candidate.sha256 == outcome.sha256 else "",
+        "validation loss (nats)": fixed(candidate.masked_loss),
+        "accuracy (%)": percent(candidate.masked_accuracy),
+        "layer": str(candidate.layer) if best is not None else "not scored",
+        "ABX within (%)": fixed(best.within, 2) if best is not None else "-",
+        "ABX across (%)": fixed(best.across, 2) if best is not None else "-",
     }

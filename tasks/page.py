@@ -126,10 +126,10 @@ def key_of(home: Path, what: str) -> str:
     return "-".join(part for part in parts if part)
 
 
-def note(name: str, state: str, text: str) -> None:
-    """Say in the overview how far a stage is."""
+def note(name: str, state: str, text: str, address: str = "") -> None:
+    """Say in the overview how far a stage is, and where its page is."""
     if (page := _here.get()) is not None:
-        page.note(name, state, text)
+        page.note(name, state, text, address)
 
 
 def slug(name: str) -> str:
@@ -191,8 +191,7 @@ def show_stage(stage: Stage, figures: Figures, name: str = "") -> None:
     parts = [f"**{label}: {found.headline}**", *tables, *found.remarks, f"`{stage.folder}`"]
     key = key_of(stage.parent, slug(name or stage.name))
     artifact = show("markdown", key, "\n\n".join(parts), found.headline)
-    if (page := _here.get()) is not None:
-        page.note(label, DONE, found.headline, address_of(artifact))
+    note(label, DONE, found.headline, address_of(artifact))
 
 
 def show_table(home: Path, what: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:

@@ -26,21 +26,20 @@ class Bar:
         self._artifact = show("progress", key, self._progress.percent, self._shown, below=True)
         note(self.label, AT_WORK, self._shown)
 
-    def look(self, waits_for: str = "", done: Collection[int] = ()) -> None:
-        """Look what got done, every few seconds at most.
-
-        Args:
-            waits_for: what the work waits for as long as no worker is there.
-            done: shards that are known to be done: a network disk may show their receipts later.
-        """
+    def look(self, waits_for: str = "") -> None:
+        """Look what got done, every few seconds at most; `waits_for` is what the work waits for while no worker is there."""
         now = time.monotonic()
-        if not done and now - self._looked < LOOK_SECONDS:
+        if now - self._looked < LOOK_SECONDS:
             return
         self._looked = now
-        self._progress.look(now, self._receipts.new().union(done), at_work=not waits_for)
-        self._show(
-            f"{self._progress.describe()} (no worker yet: {waits_for})" if waits_for else self._progress.describe()
-        )
+        self._progress.look(now, self._receipts.new(), at_work=not waits_for)
+        waiting = f" (no worker yet: {waits_for})" if waits_for else ""
+        self._show(f"{self._progress.describe()}{waiting}")
+
+    def add(self, done: Collection[int]) -> None:
+        """Count shards whose task has ended well: a network disk may show their receipts later."""
+        self._progress.done.update(done)
+        self.look()
 
     def end(self) -> None:
         """Fill the bar: the stage is finished."""

@@ -178,9 +178,10 @@ def _deal_out(stage: Stage, plan: Plan, bar: Bar) -> None:
         if not missing:
             return
         logger.info("%s: %d of %d shards to do in %s", stage.label, len(missing), len(plan), stage.folder)
+        groups = group(missing, NUM_GROUPS)
         futures = [
             work_on_shards.submit(f"{stage.label} {name_group(indices, len(plan))}", stage, indices)
-            for indices in group(missing, NUM_GROUPS)
+            for indices in groups
         ]
         errors = []
         for number, future in enumerate(futures, start=1):
@@ -192,6 +193,8 @@ def _deal_out(stage: Stage, plan: Plan, bar: Bar) -> None:
                 raise
             if error is not None:
                 errors.append(error)
+            else:
+                bar.add(groups[number - 1])
         fatal = [error for error in errors if not isinstance(error, KilledWorker)]
         if fatal:
             raise fatal[0]
