@@ -22,7 +22,7 @@ from hubert.paths import PROJECT, RunFolder
 from tools.browser import RUN_SECONDS, MlflowPages, PrefectPages, new_page, open_chromium
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Locator, Page
 
     from tasks.prefect_api import PrefectApi
     from tasks.service_settings import ServiceSettings
@@ -31,6 +31,7 @@ RUN = "speech"
 MAX_BYTES = 200_000
 LOOKS, LOOK_MILLISECONDS = 10, 1500  # until two pictures in a row are the same
 MANY = 10  # lines of a training's log, so that there is something to see
+TALL, MARGIN = 3000, 24  # pixels
 PHONE = {"width": 390, "height": 844}
 # The demo's recipe with fewer steps of smaller batches.
 OVERRIDES = {
@@ -109,6 +110,15 @@ def still(page: "Page") -> bytes:
     return picture
 
 
+def fit(page: "Page", last: "Locator") -> None:
+    """Make the page as high as what it shows: down to the end of its last element."""
+    box = last.bounding_box()
+    if box is not None and page.viewport_size is not None:
+        page.set_viewport_size(
+            {"width": page.viewport_size["width"], "height": round(box["y"] + box["height"]) + MARGIN}
+        )
+
+
 def take_all(camera: Camera, settings: "ServiceSettings", data: Path) -> None:
     """Go through a run from its form to its report, and take a picture at each stop."""
     from tasks.follow import start_run
@@ -127,12 +137,12 @@ def take_all(camera: Camera, settings: "ServiceSettings", data: Path) -> None:
 
 def take_form(camera: Camera, settings: "ServiceSettings", data: Path) -> None:
     """The run form, as somebody fills it in."""
-    prefect = PrefectPages(camera.page(height=1400), settings.ui_url)
+    prefect = PrefectPages(camera.page(height=TALL), settings.ui_url)
     prefect.open_form("hubert-iteration")
     fields: dict[str, Any] = {"run": RUN, "data": str(data), "iteration": 1}
     for name, value in fields.items():
         prefect.fill(name, value)
-    prefect.page.mouse.move(0, 0)
+    fit(prefect.page, prefect.page.get_by_role("button", name="Submit"))
     camera.take(prefect.page, "form")
     prefect.page.close()
 
@@ -166,12 +176,14 @@ def take_question(camera: Camera, settings: "ServiceSettings", run_id: str) -> N
 
 def take_finished(camera: Camera, settings: "ServiceSettings", api: "PrefectApi", run_id: str) -> None:
     """The page of a finished iteration, with its artifacts."""
-    prefect = PrefectPages(camera.page(height=1400), settings.ui_url)
+    prefect = PrefectPages(camera.page(height=TALL), settings.ui_url)
     prefect.open_run(run_id)
     prefect.wait_for_state("Completed")
     prefect.open_run(iteration_of(api, run_id, 2))
     prefect.wait_for_state("Completed")
-    prefect.open_tab("Artifacts").get_by_role("link").first.wait_for()
+    cards = prefect.open_tab("Artifacts").get_by_role("link")
+    cards.first.wait_for()
+    fit(prefect.page, cards.last)
     camera.take(prefect.page, "finished")
     prefect.page.close()
 
