@@ -134,9 +134,11 @@ class PrefectPages:
         return self.page.get_by_role("tabpanel", name=name)
 
     def open_artifact(self, description: str) -> None:
-        """Go from the tab Artifacts to the page of one, by its description."""
+        """Go from the tab Artifacts to the newest version of one, by words of its card."""
         self.open_tab("Artifacts").get_by_role("link").filter(has_text=description).first.click()
-        self.page.wait_for_url("**/artifacts/**")
+        versions = self.page.get_by_role("link", name=re.compile("^[0-9a-f]{8}$"))  # the beginnings of their ids
+        versions.first.click()
+        self.page.wait_for_url("**/artifacts/artifact/**")
 
 
 class MlflowPages:
