@@ -14,6 +14,7 @@ from playwright.sync_api import Browser, Frame, Locator, Page, expect, sync_play
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 WAIT_SECONDS = 60.0  # for a page to show something
+TRIES = 3
 RUN_SECONDS = 900.0  # for a run of seconds, on a machine that does other things
 WIDE = 2400  # MLflow writes only those columns into the page that are in sight
 TRAINING = "workflowType=machine_learning"  # MLflow's pages open for language models otherwise
@@ -94,10 +95,15 @@ class PrefectPages:
 
     def submit(self) -> str:
         """Press Submit and go to the page of the run that it started; returns the run's id."""
-        self.page.get_by_role("button", name="Submit").click()
-        self.page.get_by_role("link", name="View run").click()
-        self.page.wait_for_url("**/runs/flow-run/**")
-        return self.page.url.rpartition("/")[2].partition("?")[0]
+        for _ in range(TRIES):
+            with self.page.expect_response("**/create_flow_run") as answered:
+                self.page.get_by_role("button", name="Submit").click()
+            if answered.value.ok:
+                break  # else SQLite was locked for long, on a busy machine; the form stays as it is
+        run_id = str(answered.value.json()["id"])
+        self.page.locator(f'a[href$="/runs/flow-run/{run_id}"]').first.click()
+        self.page.wait_for_url(f"**/runs/flow-run/{run_id}*")
+        return run_id
 
     # Runs ---------------------------------------------------------------------------------------------------------
 
@@ -134,9 +140,11 @@ class PrefectPages:
         return self.page.get_by_role("tabpanel", name=name)
 
     def open_artifact(self, description: str) -> None:
-        """Go from the tab Artifacts to the page of one, by its description."""
+        """Go from the tab Artifacts to the newest version of one, by words of its card."""
         self.open_tab("Artifacts").get_by_role("link").filter(has_text=description).first.click()
-        self.page.wait_for_url("**/artifacts/**")
+        versions = self.page.get_by_role("link", name=re.compile("^[0-9a-f]{8}$"))  # the beginnings of their ids
+        versions.first.click()
+        self.page.wait_for_url("**/artifacts/artifact/**")
 
 
 class MlflowPages:

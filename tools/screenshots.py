@@ -17,12 +17,14 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
+from playwright.sync_api import Error
 
+from hubert.errors import HubertError
 from hubert.paths import PROJECT, RunFolder
 from tools.browser import RUN_SECONDS, MlflowPages, PrefectPages, new_page, open_chromium
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Locator, Page
 
     from tasks.prefect_api import PrefectApi
     from tasks.service_settings import ServiceSettings
@@ -30,12 +32,15 @@ if TYPE_CHECKING:
 RUN = "speech"
 MAX_BYTES = 200_000
 LOOKS, LOOK_MILLISECONDS = 10, 1500  # until two pictures in a row are the same
+CARDS = 5  # of a finished run; the others look alike
 MANY = 10  # lines of a training's log, so that there is something to see
+TALL, MARGIN = 3000, 24  # pixels
 PHONE = {"width": 390, "height": 844}
 # The demo's recipe with fewer steps of smaller batches.
 OVERRIDES = {
     "kmeans": {"num_units": 50},
-    "train": {"steps": 160, "warmup_steps": 20, "batch_seconds": 16, "checkpoint_interval": 40, "log_interval": 4},
+    "train": {"steps": 80, "warmup_steps": 10, "batch_seconds": 8, "micro_batch_seconds": 8, "checkpoint_interval": 20}
+    | {"log_interval": 2, "num_processes": 1},
 }
 
 
@@ -53,9 +58,10 @@ def main() -> int:
         settings = start_service(folder, stack)
         from hubert.demo import build_demo_corpus
 
-        data = build_demo_corpus(folder / "speech", num_train=60, num_validation=8, num_abx=40)
-        take_all(Camera(stack.enter_context(open_chromium()), images), settings, data)
-    return 0
+        data = build_demo_corpus(folder / "speech", num_train=40, num_validation=8, num_abx=30)
+        camera = Camera(stack.enter_context(open_chromium()), images)
+        take_all(camera, settings, data)
+    return 1 if camera.failed else 0
 
 
 def start_service(folder: Path, stack: ExitStack) -> "ServiceSettings":
@@ -76,6 +82,15 @@ class Camera:
         """Take a browser, and the folder of the pictures."""
         self.browser = browser
         self.images = images
+        self.failed: list[str] = []
+
+    def attempt(self, take: Callable[..., None], *arguments: Any) -> None:
+        """Take pictures; if that fails say so, and go on to the next ones."""
+        try:
+            take(*arguments)
+        except (Error, AssertionError, ValueError, HubertError) as error:
+            print(f"{take.__name__}: {error}", file=sys.stderr, flush=True)
+            self.failed.append(take.__name__)
 
     def page(self, **size: int) -> "Page":
         """Open a page of a size (default: that of a small screen)."""
@@ -109,30 +124,40 @@ def still(page: "Page") -> bytes:
     return picture
 
 
+def fit(page: "Page", last: "Locator") -> None:
+    """Make the page as high as what it shows: down to the end of its last element."""
+    box = last.bounding_box()
+    if box is not None and page.viewport_size is not None:
+        page.set_viewport_size(
+            {"width": page.viewport_size["width"], "height": round(box["y"] + box["height"]) + MARGIN}
+        )
+
+
 def take_all(camera: Camera, settings: "ServiceSettings", data: Path) -> None:
     """Go through a run from its form to its report, and take a picture at each stop."""
     from tasks.follow import start_run
     from tasks.prefect_api import connect
 
-    take_form(camera, settings, data)
+    camera.attempt(take_form, camera, settings, data)
     with connect(settings.api_url) as api:
         wishes = {"run": RUN, "recipe": "demo", "data": str(data), "choose": "ask", "overrides": OVERRIDES}
         run_id = start_run(api, "hubert-pretraining", "local", wishes)
-        take_running(camera, settings, api, run_id)
+        camera.attempt(take_running, camera, settings, api, run_id)
         take_question(camera, settings, run_id)
-        take_finished(camera, settings, api, run_id)
-    take_mlflow(camera, settings)
-    take_report(camera)
+        camera.attempt(take_finished, camera, settings, api, run_id)
+    camera.attempt(take_checkpoints, camera, settings)
+    camera.attempt(take_registry, camera, settings)
+    camera.attempt(take_report, camera)
 
 
 def take_form(camera: Camera, settings: "ServiceSettings", data: Path) -> None:
     """The run form, as somebody fills it in."""
-    prefect = PrefectPages(camera.page(height=1400), settings.ui_url)
+    prefect = PrefectPages(camera.page(height=TALL), settings.ui_url)
     prefect.open_form("hubert-iteration")
     fields: dict[str, Any] = {"run": RUN, "data": str(data), "iteration": 1}
     for name, value in fields.items():
         prefect.fill(name, value)
-    prefect.page.mouse.move(0, 0)
+    fit(prefect.page, prefect.page.get_by_role("button", name="Submit"))
     camera.take(prefect.page, "form")
     prefect.page.close()
 
@@ -144,12 +169,21 @@ def take_running(camera: Camera, settings: "ServiceSettings", api: "PrefectApi",
     logs = RunFolder.of(RUN).iteration(1)
     wait_until("the training", lambda: any(num_lines(log) > MANY for log in logs.glob("train-*/metrics.jsonl")))
     prefect.open_run(iteration)
-    prefect.open_tab("Artifacts").get_by_role("link").first.wait_for()
+    show_cards(prefect)
     camera.take(prefect.page, "running")
     prefect.open_artifact("overview")
     prefect.page.get_by_text("how far it is").wait_for()
     camera.take(prefect.page, "overview")
     prefect.page.close()
+
+
+def show_cards(prefect: PrefectPages) -> "Locator":
+    """Show a run's artifacts as a list, which has room for all of their words; returns the cards."""
+    tab = prefect.open_tab("Artifacts")
+    tab.get_by_role("radio", name="List view").click()
+    cards = tab.get_by_role("link")
+    cards.first.wait_for()
+    return cards
 
 
 def take_question(camera: Camera, settings: "ServiceSettings", run_id: str) -> None:
@@ -166,22 +200,29 @@ def take_question(camera: Camera, settings: "ServiceSettings", run_id: str) -> N
 
 def take_finished(camera: Camera, settings: "ServiceSettings", api: "PrefectApi", run_id: str) -> None:
     """The page of a finished iteration, with its artifacts."""
-    prefect = PrefectPages(camera.page(height=1400), settings.ui_url)
+    prefect = PrefectPages(camera.page(height=TALL), settings.ui_url)
     prefect.open_run(run_id)
     prefect.wait_for_state("Completed")
     prefect.open_run(iteration_of(api, run_id, 2))
     prefect.wait_for_state("Completed")
-    prefect.open_tab("Artifacts").get_by_role("link").first.wait_for()
+    cards = show_cards(prefect)
+    fit(prefect.page, cards.nth(CARDS - 1))
     camera.take(prefect.page, "finished")
     prefect.page.close()
 
 
-def take_mlflow(camera: Camera, settings: "ServiceSettings") -> None:
-    """The table of checkpoints, and the registered model with its aliases."""
+def take_checkpoints(camera: Camera, settings: "ServiceSettings") -> None:
+    """The table of checkpoints."""
     mlflow = MlflowPages(camera.page(width=1600, height=640), settings.mlflow_url)
     mlflow.open_checkpoints(RUN)
     mlflow.page.get_by_role("columnheader", name="masked_loss").wait_for()
     camera.take(mlflow.page, "checkpoints")
+    mlflow.page.close()
+
+
+def take_registry(camera: Camera, settings: "ServiceSettings") -> None:
+    """The same table sorted, and the registered model with its aliases."""
+    mlflow = MlflowPages(camera.page(width=1600, height=640), settings.mlflow_url)
     mlflow.open_file(RUN, "it1/train", "checkpoints.csv")
     mlflow.sort_by("validation loss")
     camera.take(mlflow.page, "sorted")
