@@ -25,6 +25,7 @@ from prefect import get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
+from prefect.client.schemas.sorting import ArtifactSort
 from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
@@ -98,9 +99,22 @@ def open_page(home: Path | None = None, title: str = "") -> None:
     page = Page(_own_flow_run(), title, home)
     _here.set(page)
     if home is not None:
+        page.links |= _earlier_links(home)
         page.overview = show("markdown", key_of(home, "overview"), page.write(), page.describe())
         if address := address_of(page.overview):
             get_run_logger().info("How far this run is, with links: %s", address)
+
+
+def _earlier_links(home: Path) -> dict[str, str]:
+    """Return the links to MLflow that an earlier start has shown: a finished training does not ask MLflow again."""
+    keys = {key_of(home, what): what for what in ("mlflow", "mlflow-checkpoints")}
+    try:
+        with get_client(sync_client=True) as client:
+            wanted = ArtifactFilter(key=ArtifactFilterKey(any_=list(keys)))
+            found = client.read_artifacts(artifact_filter=wanted, sort=ArtifactSort.CREATED_DESC, limit=20)
+    except UNREACHED:
+        return {}
+    return {keys[str(artifact.key)]: str(artifact.data) for artifact in reversed(found)}
 
 
 def _own_flow_run() -> UUID | None:
