@@ -172,7 +172,7 @@ def take_running(camera: Camera, settings: "ServiceSettings", api: "PrefectApi",
     show_cards(prefect)
     camera.take(prefect.page, "running")
     prefect.open_artifact("overview")
-    prefect.page.get_by_text("how far it is").wait_for()
+    prefect.page.get_by_role("columnheader", name="how far it is").wait_for()
     camera.take(prefect.page, "overview")
     prefect.page.close()
 
