@@ -159,10 +159,8 @@ class MlflowPages:
         """Go from the list of experiments to one."""
         self.page.goto(f"{self.url}/#/experiments?{TRAINING}")
         self.close_assistant()
-        self.page.get_by_role("link", name=name, exact=True).first.click()
-        self.page.wait_for_url("**/#/experiments/*/**")
-        number = re.findall(r"/#/experiments/(\d+)", self.page.url)[0]
-        self.page.goto(f"{self.url}/#/experiments/{number}/runs?{TRAINING}")
+        address = self.page.get_by_role("link", name=name, exact=True).first.get_attribute("href")
+        self.page.goto(f"{self.url}/{address}/runs?{TRAINING}")
 
     def close_assistant(self) -> None:
         """Close the panel that a first visit opens over a third of the page."""
