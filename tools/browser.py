@@ -159,8 +159,7 @@ class MlflowPages:
         """Go from the list of experiments to one."""
         self.page.goto(f"{self.url}/#/experiments?{TRAINING}")
         self.close_assistant()
-        address = self.page.get_by_role("link", name=name, exact=True).first.get_attribute("href")
-        self.page.goto(f"{self.url}/{address}/runs?{TRAINING}")
+        self.page.goto(f"{self.url}/{self._address(name)}/runs?{TRAINING}")
 
     def close_assistant(self) -> None:
         """Close the panel that a first visit opens over a third of the page."""
@@ -179,9 +178,13 @@ class MlflowPages:
     def open_file(self, experiment: str, run: str, file: str) -> None:
         """Go to a file among the artifacts of an MLflow run."""
         self.open_experiment(experiment)
-        self.page.get_by_role("link", name=run, exact=True).first.click()
-        self.page.get_by_role("tab", name="Artifacts").click()
-        self.page.get_by_role("listitem").filter(has_text=file).last.click()
+        self.page.goto(f"{self.url}/{self._address(run)}/artifacts/{file}")
+        self.page.get_by_role("main").get_by_text("Path: ").wait_for()
+
+    def _address(self, name: str) -> str:
+        """Return where a link of a table leads; the bar at the left has links of the same names."""
+        link = self.page.get_by_role("main").get_by_role("link", name=name, exact=True).first
+        return str(link.get_attribute("href")).partition("?")[0]
 
     def read_report(self, experiment: str, run: str) -> Frame:
         """Go to the report of an iteration; returns the frame that shows it."""
