@@ -112,11 +112,9 @@ class PrefectPages:
         self.page.goto(f"{self.ui_url}/runs/flow-run/{run_id}")
 
     def wait_for_state(self, name: str) -> None:
-        """Wait until the page says that its run is in a state; a run that has failed will not get there."""
-        ends = re.compile(f"^({name}|Failed|Crashed|Cancelled)$")
-        state = self.page.get_by_role("main").get_by_text(ends).first
-        state.wait_for(timeout=1000 * RUN_SECONDS)
-        expect(state).to_have_text(name)
+        """Wait until the page says that its run is in a state."""
+        state = self.page.get_by_role("main").get_by_text(name, exact=True).first
+        expect(state).to_be_visible(timeout=1000 * RUN_SECONDS)
 
     def open_question(self) -> Locator:
         """Open the form of a run that waits for an answer; returns the dialog."""
@@ -213,5 +211,7 @@ class MlflowPages:
         names = dialog.get_by_role("combobox")
         names.fill(alias)
         names.press("Enter")
+        expect(dialog.get_by_role("status", name=alias)).to_be_visible()
         dialog.get_by_role("button", name="Save").click()
+        dialog.wait_for(state="hidden")
         expect(version.get_by_role("status", name=alias)).to_be_visible()
