@@ -21,7 +21,7 @@ from playwright.sync_api import Error
 
 from hubert.errors import HubertError
 from hubert.paths import PROJECT, RunFolder
-from tools.browser import RUN_SECONDS, MlflowPages, PrefectPages, new_page, open_chromium
+from tools.browser import RUN_SECONDS, WIDE, MlflowPages, PrefectPages, new_page, open_chromium
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -172,7 +172,7 @@ def take_running(camera: Camera, settings: "ServiceSettings", api: "PrefectApi",
     show_cards(prefect)
     camera.take(prefect.page, "running")
     prefect.open_artifact("overview")
-    prefect.page.get_by_text("how far it is").wait_for()
+    prefect.page.get_by_role("columnheader", name="how far it is").wait_for()
     camera.take(prefect.page, "overview")
     prefect.page.close()
 
@@ -213,7 +213,7 @@ def take_finished(camera: Camera, settings: "ServiceSettings", api: "PrefectApi"
 
 def take_checkpoints(camera: Camera, settings: "ServiceSettings") -> None:
     """The table of checkpoints."""
-    mlflow = MlflowPages(camera.page(width=1600, height=640), settings.mlflow_url)
+    mlflow = MlflowPages(camera.page(width=WIDE, height=500), settings.mlflow_url)
     mlflow.open_checkpoints(RUN)
     mlflow.page.get_by_role("columnheader", name="masked_loss").wait_for()
     camera.take(mlflow.page, "checkpoints")
