@@ -103,6 +103,12 @@ class KMeansSettings(Section):
         affects=False,  # its content enters the key
     )
     backend: Literal["dask", "torch"] = setting("dask", "Lloyd by dask-ml over the workers, or by torch in one process")
+    local_megabytes: float = setting(
+        256.0,
+        "dask-ml keeps frames of up to this size (float32, in MB) in one process and spreads more over the workers; 0: always",
+        affects=False,
+        ge=0,
+    )
 
     @model_validator(mode="after")
     def _enough_seeding_frames(self) -> Self:

@@ -25,6 +25,7 @@ from hubert.config import FeatureSettings, KMeansSettings
 from hubert.errors import ConfigError, DataError
 from hubert.frame_files import FrameWriter
 from hubert.manifest import audio_refs, manifest_digest, plan_shards, scan_manifest, select_sample, shard_digests
+from hubert.mfcc import DIMENSION, MFCC_CONTEXT, MFCC_FRAME_RATE, MFCC_VERSION, batch_mfcc, mfcc
 from hubert.model import HuBERT
 from hubert.origins import check_weights, read_config
 from hubert.paths import atomic_write
@@ -32,31 +33,9 @@ from hubert.sizes import FRAME_RATE, SAMPLE_RATE, num_frames
 from hubert.stage import Figures, Receipt, Spec, Stage, digest
 from hubert.table import num_units_of
 
-MFCC_FRAME_RATE = 100
-MFCC_CONTEXT = 4  # frames on each side that the second difference looks at
-MFCC_CHUNK = 100 * SAMPLE_RATE  # large enough that matrix products round as they do on the whole file
+MFCC_CHUNK = 100 * SAMPLE_RATE  # for bounded memory; it changes no bit of a value
 
 Batch = list[tuple[int, AudioRef]]
-
-
-def mfcc(waveform: Tensor) -> Tensor:
-    """Compute 13 Kaldi MFCCs with their first and second differences (paper, section IV-B).
-
-    Window 25 ms, hop 10 ms, 23 mel bins, no energy, no dither: `torchaudio.compliance.kaldi.mfcc` on samples in
-    [-1, 1], as fairseq's `dump_mfcc_feature.py` calls it.
-
-    Args:
-        waveform: (T,) samples at 16 kHz, T >= 400.
-
-    Returns:
-        (F, 39) float32 with F = (T - 400) // 160 + 1.
-    """
-    from torchaudio.compliance import kaldi  # a second of import time that labelling by layers is spared
-    from torchaudio.functional import compute_deltas
-
-    static = kaldi.mfcc(waveform[None], sample_frequency=SAMPLE_RATE, use_energy=False).T
-    first = compute_deltas(static)
-    return torch.cat([static, first, compute_deltas(first)]).T.contiguous()
 
 
 @dataclass(frozen=True)
@@ -110,9 +89,14 @@ class FeatureSource:
     def identity(self) -> dict[str, Any]:
         """What makes two sources the same: the weights' hash, not the place where they lie."""
         if self.is_mfcc:
-            return {"kind": "mfcc", "dimension": 39}
+            return {"kind": "mfcc", "dimension": DIMENSION}
         places = ("checkpoint", "name")
         return {"kind": "layer", **{name: value for name, value in asdict(self).items() if name not in places}}
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What the keys of stages hold: the identity, and for MFCCs the version that computes them (others round differently)."""
+        return self.identity | ({"version": MFCC_VERSION} if self.is_mfcc else {})
 
     def check_dimension(self, dimension: int, where: Path) -> None:
         """Compare a codebook's dimension with that of the features, where the checkpoint is here.
@@ -153,7 +137,7 @@ class FeatureExtractor:
     def __call__(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
         """Return the features (F, D) float32 on the device of each waveform (T,). Padding does not change them."""
         if self.source.is_mfcc:
-            return [mfcc(waveform) for waveform in waveforms]
+            return batch_mfcc(waveforms)
         return self.layers(waveforms, num_layers=self.source.layer)[-1]
 
     def layers(self, waveforms: Sequence[Tensor], *, num_layers: int | None = None) -> list[list[Tensor]]:
@@ -296,7 +280,7 @@ class FeaturesStage(Stage):
 
     def inputs(self) -> dict[str, str]:
         # The rows that were drawn, not the manifest: a file that was added and not drawn changes nothing here.
-        return {"sample": manifest_digest(self._sample), "source": digest(self.source.identity)}
+        return {"sample": manifest_digest(self._sample), "source": digest(self.source.content)}
 
     def make_plan(self) -> list[Spec]:
         rows = self._sample
@@ -306,7 +290,7 @@ class FeaturesStage(Stage):
         specs = []
         for (start, end), content in zip(bounds, shard_digests(rows, bounds), strict=True):
             rule = self._chunking(rows[start:end])
-            shared = [self.source.identity, self.resample, *rule.values()]
+            shared = [self.source.content, self.resample, *rule.values()]
             specs.append({"start": start, "end": end, "digest": digest([content, *shared])})
         return specs
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from typing import ClassVar
 
 from distributed import Client, LocalCluster
@@ -24,8 +25,7 @@ class ShellKMeansStage(KMeansStage):
 
     def lloyd(self, centroids: Tensor) -> tuple[Tensor, int]:
         """Refine the first centroids over all shards; returns them with the number of iterations."""
-        with connected(self.cluster):
-            return dask_lloyd(self.shards, centroids, self.kmeans)
+        return dask_lloyd(self.shards, centroids, self.kmeans, partial(connected, self.cluster))
 
 
 @contextmanager

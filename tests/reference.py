@@ -31,6 +31,15 @@ _TORCHAUDIO_NAMES = (
 )
 
 
+def torchaudio_mfcc(waveform: Tensor) -> Tensor:
+    """Return Kaldi's 13 MFCCs and their two differences (F, 39) of one waveform (T,), as torchaudio computes them."""
+    from torchaudio.compliance import kaldi
+
+    static = kaldi.mfcc(waveform[None], sample_frequency=16_000, use_energy=False).T
+    first = torchaudio.functional.compute_deltas(static)
+    return torch.cat([static, first, torchaudio.functional.compute_deltas(first)]).T
+
+
 def from_torchaudio(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename the weights (or gradients) of torchaudio's HuBERT, with or without a head, to ours; the shapes agree."""
     renamed = {}

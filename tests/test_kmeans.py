@@ -1,5 +1,7 @@
 """The codebook against scikit-learn, and Lloyd by torch and by dask-ml against each other."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -51,23 +53,48 @@ def test_torch_lloyd_equals_scikit_learns_from_the_same_centroids(frames, shards
     assert ours_distance == pytest.approx(theirs.inertia_ / len(frames), rel=1e-3)
 
 
-def test_dask_lloyd_equals_torch_lloyd_over_sharded_frames(frames, shards):
+def test_dask_lloyd_equals_torch_lloyd_and_is_the_same_here_and_on_workers(frames, shards):
     from distributed import Client, LocalCluster
 
     from tasks.kmeans import dask_lloyd
 
-    settings = KMeansSettings(num_units=20)
     seeds = choose_seeds(frames, 20, seed=1)
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None) as cluster,
-        Client(cluster),
-    ):
-        theirs, _ = dask_lloyd(shards, seeds, settings)
+    workers = []
+
+    @contextmanager
+    def connect():
+        with (
+            LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None) as cluster,
+            Client(cluster) as client,
+        ):
+            yield client
+            workers.append(sum(client.run(lambda dask_worker: dask_worker.state.executed_count).values()))
+
+    here = dask_lloyd(shards, seeds, KMeansSettings(num_units=20), connect)
+    assert not workers
+    spread = dask_lloyd(shards, seeds, KMeansSettings(num_units=20, local_megabytes=0), connect)
+    assert workers[0] > 10  # tasks
+    assert torch.equal(here[0], spread[0])
+    assert here[1] == spread[1]
     ours, _ = torch_lloyd(lambda: iterate_chunks(shards), seeds, max_iterations=100, tolerance=1e-4)
     distances = [
-        codebook_figures(shards, Codebook(centroids, {}))["mean_squared_distance"] for centroids in (ours, theirs)
+        codebook_figures(shards, Codebook(centroids, {}))["mean_squared_distance"] for centroids in (ours, here[0])
     ]
     assert distances[0] == pytest.approx(distances[1], rel=1e-3)
+
+
+def test_frames_above_the_limit_are_spread_over_the_workers(shards, frames):
+    """1,800 frames of 7 numbers are 0.0504 MB."""
+    from tasks.kmeans import dask_lloyd
+
+    def connect():
+        raise ConnectionError
+
+    few = KMeansSettings(num_units=20, local_megabytes=0.0504, max_iterations=1)
+    assert dask_lloyd(shards, choose_seeds(frames, 20, seed=1), few, connect)[1] == 1
+    many = few.model_copy(update={"local_megabytes": 0.0503})
+    with pytest.raises(ConnectionError):
+        dask_lloyd(shards, choose_seeds(frames, 20, seed=1), many, connect)
 
 
 def test_the_figures_of_a_codebook_are_those_of_a_slow_loop(frames, shards):

@@ -13,8 +13,8 @@ import torch
 
 from hubert.checkpoint import list_checkpoints
 from hubert.data import labels_for_crop
-from hubert.features import mfcc
 from hubert.kmeans import Codebook
+from hubert.mfcc import mfcc
 from hubert.model import HuBERT
 from hubert.outcome import read_outcome
 from hubert.rebuild import rebuild
