@@ -1,4 +1,4 @@
-.PHONY: demo slurm-demo test test-faults lint lock setup
+.PHONY: bench demo slurm-demo test test-faults lint lock setup
 
 PYTHON_RUN = .venv/bin/python
 
@@ -21,6 +21,10 @@ test: setup lint  ## what CI runs
 
 test-faults: setup  ## the long ones: kill -9 at many points, and compare with an undisturbed run
 	$(PYTHON_RUN) -m pytest -q -m faults
+
+bench: setup  ## every stage beside the peers', who get an environment of their own (.bench-venv); prints and records a table
+	$(PYTHON_RUN) -m benchmarks.run
+	$(PYTHON_RUN) -m benchmarks.table
 
 lock: setup  ## pin the newest versions that work together, with hashes and without index addresses
 	@[ -x .venv/bin/uv ] || .venv/bin/python -m pip install --quiet uv
