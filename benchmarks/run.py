@@ -65,12 +65,19 @@ def main() -> None:
         "peer_versions": runner.peer_versions | {"ffmpeg": peer.ffmpeg_version(peer_python)},
         "seconds": round(time.perf_counter() - start, 1),
         "rows": rows,
+        "orchestration": read_orchestration(),
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(result, indent=1) + "\n")
     from benchmarks.table import render
 
     print(f"\n{render([result], whole=True)}\n\n{result['seconds']:.0f} s; {output}")
+
+
+def read_orchestration() -> dict[str, Any] | None:
+    """Return what benchmarks/orchestration.py has recorded; it runs for minutes on a Slurm of its own, so not here."""
+    path = RESULTS / "orchestration.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def all_names(device: str) -> list[str]:

@@ -37,6 +37,12 @@ def _table(result: dict[str, Any], *, whole: bool) -> str:
         lines += [_line(cells) for cells in _cells(row, result["device"])]
         notes += _notes(row, whole=whole)
     lines += [_line(cells) for row in result["rows"] for cells in _disk(row)]
+    if found := result.get("orchestration"):
+        what = f"{found['num_shards']} shards of {found['shard_seconds']:g} s on {found['num_workers']} workers"
+        lines.append(
+            _line(["overhead of Prefect, Dask and Slurm", "%", _number(found["overhead_percent"]), *["-"] * 3, ""])
+        )
+        notes.append(f"overhead: {what}; nothing to compare it with, since no peer has an orchestrator.")
     return "\n".join([*lines, *(["", *(f"- {note}" for note in notes)] if notes else [])])
 
 
