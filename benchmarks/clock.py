@@ -55,7 +55,7 @@ class Clock:
     @property
     def peak(self) -> int:
         """Bytes at the peak, children included."""
-        return memory("VmHWM") + self.children_peak
+        return max(memory("VmHWM"), self.before) + self.children_peak  # the kernel's counters lag a little
 
     def _synchronise(self) -> None:
         if self.device == "cuda":

@@ -187,7 +187,7 @@ def test_a_side_without_its_program_is_reported_and_the_other_one_measured(tmp_p
     runner = Runner(tmp_path, "cpu", 1, Path(sys.executable), None)
     row = runner.measure(Case("mfcc", "MFCC", "mfcc", TINY), [], 1)
     assert row["sides"].keys() == {OURS}
-    assert row["sides"][OURS]["peak_bytes"] > row["sides"][OURS]["before_bytes"] > 50_000_000
+    assert row["sides"][OURS]["peak_bytes"] >= row["sides"][OURS]["before_bytes"] > 50_000_000
     assert "minimal_hubert" in row["errors"][PEER]
 
 
