@@ -113,7 +113,7 @@ class Runner:
         errors: dict[str, str] = {}
         for number in range(repeats):
             for side in sides:
-                if side in errors:
+                if side in errors or (number and side in case.once):
                     continue
                 print(f"{case.name} {number + 1}/{repeats} {side} ", end="", flush=True)
                 try:

@@ -30,13 +30,15 @@ def waveform(number: int, num_samples: int) -> FloatArray:
     count = int(segment[-1]) + 1
     kind = rng.choice(3, count, p=[0.6, 0.25, 0.15])  # voiced, noise, pause
     level = rng.uniform(0.03, 0.2, count)
-    pitch = np.interp(np.arange(num_samples), edges[:count], rng.uniform(90, 230, count))
+    targets = rng.uniform(90, 230, count)
+    pitch = np.interp(np.arange(num_samples), edges[:count], targets)
     phase = np.cumsum(pitch) * (2 * np.pi / SAMPLE_RATE)
     voiced = np.zeros(num_samples)
     formants = rng.uniform([300, 900, 2200], [800, 2000, 3200], (count, 3))
     for harmonic in range(1, 16):
-        distance = (harmonic * pitch[:, None] - formants[segment]) / 250
-        voiced += np.exp(-(distance**2)).sum(1) / harmonic**0.5 * np.sin(harmonic * phase)
+        distance = (harmonic * targets[:, None] - formants) / 250
+        amplitude = np.exp(-(distance**2)).sum(1) / harmonic**0.5
+        voiced += amplitude[segment] * np.sin(harmonic * phase)
     noise = rng.standard_normal(num_samples)
     signal = level[segment] * np.choose(kind[segment], [voiced, 0.5 * noise, 0.01 * noise]) + 0.002 * noise
     return (np.clip(np.rint(signal * 32_768), -32_768, 32_767) / 32_768).astype(np.float32)
