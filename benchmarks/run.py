@@ -6,6 +6,7 @@ table of it. On a machine without package index give the peers as folders: --pee
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -98,8 +99,12 @@ class Runner:
         self.inputs = self.work / "inputs"
 
     def prepare(self, spec: dict[str, Any], size: str) -> None:
-        """Make the inputs, in a process of its own."""
-        self.inputs = self.work / f"inputs-{size}"
+        """Make the inputs, in a process of its own; inputs that other code made are removed."""
+        code = b"".join((PROJECT / "benchmarks" / name).read_bytes() for name in ("signals.py", "inputs.py"))
+        self.inputs = self.work / f"inputs-{size}-{hashlib.sha256(code).hexdigest()[:8]}"
+        for other in self.work.glob(f"inputs-{size}-*"):
+            if other != self.inputs:
+                shutil.rmtree(other)
         self.inputs.mkdir(parents=True, exist_ok=True)
         path = self.work / "spec.json"
         path.write_text(json.dumps(spec))
