@@ -1,6 +1,6 @@
 """What the stages read, made once: python -m benchmarks.inputs FOLDER SPEC.json (the runner calls it).
 
-audio/{flac,wav}/0000.flac …, audio/corpus.tar      the corpus of `benchmarks.signals`
+audio/{flac,wav}/u0000.flac …, audio/corpus.tar      the corpus of `benchmarks.signals`
 subset-N/flac.parquet, .csv, .jsonl, table-flac/    its first N minutes: manifests and labelled manifests for both sides
 model/own, torchaudio, transformers                 one base model with a head of 500 units, random weights
 codebooks/mfcc, layer-float32, layer-bfloat16       for both sides
@@ -47,6 +47,11 @@ def prepare(folder: Path, spec: dict[str, Any]) -> None:
             marker.touch()
 
 
+def file_name(number: int) -> str:
+    """Return a fileid, with a letter: the peer takes 0000 in a CSV for a number, and then finds no units for it."""
+    return f"u{number:04d}"
+
+
 def write_audio(folder: Path, kind: str, minutes: float) -> None:
     """Write the corpus as files, or as flac files in a tar."""
     import tarfile
@@ -57,7 +62,7 @@ def write_audio(folder: Path, kind: str, minutes: float) -> None:
     target = folder / "audio" / suffix
     target.mkdir(parents=True, exist_ok=True)
     for number, num_samples in enumerate(signals.lengths(minutes)):
-        path = target / f"{number:04d}.{suffix}"
+        path = target / f"{file_name(number)}.{suffix}"
         if not path.exists():
             soundfile.write(path, signals.waveform(number, num_samples), signals.SAMPLE_RATE, subtype="PCM_16")
     if kind == "tar":
@@ -78,7 +83,7 @@ def write_subset(folder: Path, kind: str, minutes: float) -> None:
     lengths = signals.lengths(minutes)
     rng = np.random.default_rng(signals.SEED)
     units = [rng.integers(0, NUM_UNITS, signals.num_frames(length)) for length in lengths]
-    names = [f"{number:04d}" for number in range(len(lengths))]
+    names = [file_name(number) for number in range(len(lengths))]
     columns: dict[str, Any] = {"fileid": names, "num_samples": lengths}
     if kind == "tar":
         path = folder / "audio" / "corpus.tar"

@@ -31,6 +31,7 @@ def ours(run: Run) -> Outcome:
     """Encoder and nearest centroid in one pass; only units are written."""
     use_threads(run)
     import polars as pl
+    import torchaudio.compliance.kaldi  # noqa: F401  (the other side imports it before its time is taken, too)
 
     from hubert.config import FeatureSettings, KMeansSettings
     from hubert.features import FeatureSource, FeaturesStage
@@ -53,7 +54,7 @@ def ours(run: Run) -> Outcome:
     plan = stage.plan()
     receipt = stage.receipt(0, plan)
     rows = pl.read_parquet(stage.folder / next(iter(receipt.outputs)))
-    units = rows.filter(pl.col("fileid") == "0000")["units"][0]
+    units = rows.filter(pl.col("fileid") == "u0000")["units"][0]
     labels = _size(run.scratch)
     sample = FeaturesStage(
         run.scratch / "sample",
@@ -96,7 +97,7 @@ def peer(run: Run) -> Outcome:
             compute_and_save_hubert_features(manifest, features, model, run.options["layer"])
         transcribe(features, kmeans, units)
         merge_manifest_with_units(str(manifest), str(units), str(run.scratch / "train.jsonl"), from_mfcc=from_mfcc)
-    first = next(row for row in map(json.loads, units.read_text().splitlines()) if row["fileid"] == "0000")
+    first = next(row for row in map(json.loads, units.read_text().splitlines()) if row["fileid"] == "u0000")
     labels = units.stat().st_size + (run.scratch / "train.jsonl").stat().st_size
     return _outcome(run, first["units"], _size(run.scratch), labels)
 
