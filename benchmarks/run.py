@@ -164,7 +164,8 @@ class Runner:
             if process.returncode or not (folder / "result.json").exists():
                 shutil.copy(folder / "log", self.work / "failed.log")
                 lines = [line.strip() for line in (folder / "log").read_text().splitlines() if line.strip()]
-                raise RuntimeError(f"{(lines or ['no output'])[-1][:200]} (status {process.returncode})")
+                last = (lines or ["no output"])[-1].replace(str(self.work), "WORK").replace(str(PROJECT), ".")
+                raise RuntimeError(f"{last[:200]} (status {process.returncode})")
             result: dict[str, Any] = json.loads((folder / "result.json").read_text())
             if side == PEER:
                 self.peer_versions |= result["versions"]

@@ -56,9 +56,10 @@ def _describe(result: dict[str, Any]) -> str:
     where = machine["gpu"] or f"{machine['threads']} threads on {machine['cores']} cores of {machine['processor']}"
     bf16 = ", bfloat16 in hardware" if {"avx512_bf16", "amx_bf16"} & set(machine["flags"]) else ""
     size = "" if result["size"] == "quick" else f", size {result['size']}"
+    busy = f"; the machine was busy (load {machine['load_before']:g})" if machine.get("load_before", 0) >= 1 else ""
     return (
         f"{where}{'' if machine['gpu'] else bf16}; torch {machine['torch']}; commit {result['commit']}, {result['date']}{size}; "
-        f"peer: {result['peer'].replace('==', ' ')}."
+        f"peer: {result['peer'].replace('==', ' ')}{busy}."
     )
 
 
