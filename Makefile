@@ -1,4 +1,4 @@
-.PHONY: demo slurm-demo test test-faults test-browser lint lock setup
+.PHONY: bench demo slurm-demo test test-faults test-browser lint lock setup
 
 PYTHON_RUN = .venv/bin/python
 
@@ -24,6 +24,10 @@ test-faults: setup  ## the long ones: kill -9 at many points, and compare with a
 
 test-browser: setup  ## the pages of Prefect and MLflow as people use them, in Chromium (Debian: apt-get install chromium)
 	$(PYTHON_RUN) -m pytest -q -m browser
+
+bench: setup  ## every stage beside the peers', who get an environment of their own (.bench-venv); prints and records a table
+	$(PYTHON_RUN) -m benchmarks.run
+	$(PYTHON_RUN) -m benchmarks.table
 
 lock: setup  ## pin the newest versions that work together, with hashes and without index addresses
 	@[ -x .venv/bin/uv ] || .venv/bin/python -m pip install --quiet uv

@@ -1,8 +1,9 @@
-"""Time a training step of the model, forward and backward, beside torchaudio's HuBERT of the same dimensions.
+"""Time forward and backward of any size, beside torchaudio's HuBERT of the same dimensions, and profile its operators.
 
-    python benchmarks/model_step.py --size tiny --crops 8 --seconds 4 --classes 100 [--bf16] [--profile]
+    python -m benchmarks.model_step --size tiny --crops 8 --seconds 4 --classes 100 [--bf16] [--profile]
 
-Prints the fastest of several steps, since other processes only ever make one slower.
+Prints the fastest of several steps, since other processes only ever make one slower. `make bench` compares whole training
+steps of base, with the peer.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from benchmarks.torchaudio_model import build
 from hubert import HuBERTPretrain
 from hubert.masks import span_mask
 from hubert.sizes import SAMPLE_RATE, SIZES, ModelConfig, num_frames
@@ -19,42 +21,25 @@ from hubert.sizes import SAMPLE_RATE, SIZES, ModelConfig, num_frames
 
 def build_torchaudio(config: ModelConfig, num_classes: int) -> torch.nn.Module:
     """Build torchaudio's pretraining model with our dimensions."""
-    from torchaudio.models import hubert_pretrain_model
-
-    return hubert_pretrain_model(
-        extractor_mode=f"{config.extractor_norm}_norm",
-        extractor_conv_layer_config=list(config.conv_layers),
-        extractor_conv_bias=config.conv_bias,
-        encoder_embed_dim=config.dim,
-        encoder_projection_dropout=config.input_dropout,
-        encoder_pos_conv_kernel=config.pos_conv_kernel,
-        encoder_pos_conv_groups=config.pos_conv_groups,
-        encoder_num_layers=config.num_layers,
-        encoder_num_heads=config.num_heads,
-        encoder_attention_dropout=config.attention_dropout,
-        encoder_ff_interm_features=config.ffn_dim,
-        encoder_ff_interm_dropout=config.activation_dropout,
-        encoder_dropout=config.dropout,
-        encoder_layer_norm_first=config.layer_norm_first,
-        encoder_layer_drop=config.layerdrop,
-        mask_prob=0.8,
-        mask_selection="static",
-        mask_other=0.0,
-        mask_length=10,
-        no_mask_overlap=False,
-        mask_min_space=1,
-        mask_channel_prob=0.0,
-        mask_channel_selection="static",
-        mask_channel_other=0.0,
-        mask_channel_length=10,
-        no_mask_channel_overlap=False,
-        mask_channel_min_space=1,
-        skip_masked=False,
-        skip_nomask=True,
-        num_classes=num_classes,
-        final_dim=config.final_dim,
-        feature_grad_mult=config.feature_grad_mult if config.feature_grad_mult < 1 else None,
-    )
+    dimensions = {
+        "extractor_mode": f"{config.extractor_norm}_norm",
+        "extractor_conv_layer_config": list(config.conv_layers),
+        "extractor_conv_bias": config.conv_bias,
+        "encoder_embed_dim": config.dim,
+        "encoder_projection_dropout": config.input_dropout,
+        "encoder_pos_conv_kernel": config.pos_conv_kernel,
+        "encoder_pos_conv_groups": config.pos_conv_groups,
+        "encoder_num_layers": config.num_layers,
+        "encoder_num_heads": config.num_heads,
+        "encoder_attention_dropout": config.attention_dropout,
+        "encoder_ff_interm_features": config.ffn_dim,
+        "encoder_ff_interm_dropout": config.activation_dropout,
+        "encoder_dropout": config.dropout,
+        "encoder_layer_norm_first": config.layer_norm_first,
+        "final_dim": config.final_dim,
+        "feature_grad_mult": config.feature_grad_mult if config.feature_grad_mult < 1 else None,
+    }
+    return build(num_classes, dimensions, layerdrop=config.layerdrop)
 
 
 def fastest(step: Callable[[], Tensor], model: torch.nn.Module, *, repeats: int, bf16: bool) -> tuple[float, float]:

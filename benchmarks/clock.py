@@ -1,0 +1,118 @@
+"""Wall time, CPU time and peak memory of a block of code in this process and its children.
+
+Only the standard library at import: a cold start is measured with it.
+"""
+
+import gc
+import os
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+PROC = Path("/proc")
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Clock:
+    """Use it as `with clock:` around what counts, as often as wanted; each time is one round.
+
+    The peak of memory starts anew with the first round, so what preparation took and gave back does not count. Child
+    processes (a loader's) count with what they alone hold, if they still live when the round ends.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+        self.wall: list[float] = []
+        self.cpu: list[float] = []
+        self.gpu_peak = 0
+        self.children_peak = 0
+        self.before = 0
+
+    def __enter__(self) -> Self:
+        gc.collect()
+        self._synchronise()
+        if not self.wall:
+            self.before = memory("VmRSS")
+            reset_peak()
+            if self.device == "cuda":
+                _torch().cuda.reset_peak_memory_stats()
+        self._cpu = cpu_seconds()
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._synchronise()
+        self.wall.append(time.perf_counter() - self._start)
+        self.cpu.append(cpu_seconds() - self._cpu)
+        self.children_peak = max(self.children_peak, sum(own_memory(child) for child in children()))
+        if self.device == "cuda":
+            self.gpu_peak = _torch().cuda.max_memory_allocated()
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the peak, children included."""
+        return max(memory("VmHWM"), self.before) + self.children_peak  # the kernel's counters lag a little
+
+    def _synchronise(self) -> None:
+        if self.device == "cuda":
+            _torch().cuda.synchronize()
+
+
+def _torch():  # noqa: ANN202  (a module)
+    return sys.modules["torch"]
+
+
+def memory(field: str, pid: int | str = "self") -> int:
+    """Return a field of a process's status in bytes: VmRSS, or VmHWM, its peak.
+
+    Not `ru_maxrss`: that one starts with the memory of the process that started this one.
+    """
+    for line in (PROC / str(pid) / "status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def reset_peak() -> None:
+    """Let VmHWM start anew from what is held now."""
+    try:
+        (PROC / "self" / "clear_refs").write_text("5")
+    except OSError:  # some containers forbid it: the peak is then that of the whole process
+        return
+
+
+def children() -> list[int]:
+    """Return the children of this process that still live."""
+    found: list[int] = []
+    for task in (PROC / "self" / "task").iterdir():
+        try:
+            found += [int(pid) for pid in (task / "children").read_text().split()]
+        except OSError:
+            continue
+    return found
+
+
+def own_memory(pid: int) -> int:
+    """Return the bytes that a process shares with no other."""
+    try:
+        lines = (PROC / str(pid) / "smaps_rollup").read_text().splitlines()
+    except OSError:  # it has just ended
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of this process, its children that ended, and those that live."""
+    times = os.times()
+    living = 0
+    for pid in children():
+        try:
+            fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        living += sum(int(field) for field in fields[11:15])
+    return times.user + times.system + times.children_user + times.children_system + living / TICKS

@@ -1,0 +1,65 @@
+"""A codebook from frames that are on disk, and its mean squared distance to all of them, computed alike for both.
+
+Options: frames (name of the prepared frames), num_units.
+"""
+
+from benchmarks.measure import Outcome, Run, use_threads
+
+
+def _distance(run: Run, centroids) -> float:
+    """Return the mean squared distance of all frames to their nearest centroid, in float64."""
+    import numpy as np
+
+    centroids = np.asarray(centroids, np.float64)
+    total, count = 0.0, 0
+    frames = np.load(run.inputs / f"frames-{run.options['frames']}" / "all.npy", mmap_mode="r")
+    for start in range(0, len(frames), 20_000):
+        chunk = frames[start : start + 20_000].astype(np.float64)
+        distances = (chunk**2).sum(1)[:, None] - 2 * chunk @ centroids.T + (centroids**2).sum(1)
+        total += float(distances.min(1).sum())
+        count += len(chunk)
+    return total / count
+
+
+def _outcome(run: Run, centroids) -> Outcome:
+    import numpy as np
+
+    frames = len(np.load(run.inputs / f"frames-{run.options['frames']}" / "all.npy", mmap_mode="r"))
+    return Outcome(figures={"mean_squared_distance": _distance(run, centroids), "num_frames": frames})
+
+
+def ours(run: Run) -> Outcome:
+    """The stage, in one process (torch; on a cluster dask-ml does the same steps on its workers)."""
+    use_threads(run)
+    from hubert.config import KMeansSettings
+    from hubert.features import FeatureSource
+    from hubert.kmeans import Codebook, KMeansStage
+
+    folder = run.inputs / f"frames-{run.options['frames']}"
+    settings = KMeansSettings(num_units=run.options["num_units"], backend="torch")
+    import sklearn.cluster  # noqa: F401  (the other side imports it before its time is taken, too)
+
+    stage = KMeansStage(run.scratch, [folder / "shard.safetensors"], "benchmark", FeatureSource(), settings)
+    with run.clock:
+        stage.run()
+    return _outcome(run, Codebook.load(stage.path).centroids)
+
+
+def peer(run: Run) -> Outcome:
+    """Its stage: all frames into one file, MiniBatchKMeans, the score."""
+    use_threads(run)
+    import joblib
+    from minimal_hubert.kmeans import fit_kmeans
+
+    with run.clock:
+        found = fit_kmeans(
+            run.inputs / f"frames-{run.options['frames']}" / "files",
+            run.options["num_units"],
+            seed=0,
+            tmpdir=run.scratch,
+        )
+        joblib.dump(found, run.scratch / "kmeans.joblib")
+    return _outcome(run, found.cluster_centers_)
+
+
+SIDES = {"ours": ours, "minimal-hubert": peer}
