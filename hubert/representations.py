@@ -12,13 +12,9 @@ from hubert.abx_score import write_features
 from hubert.audio import read_waveform
 from hubert.chunks import ChunkRule
 from hubert.config import FeatureSettings
-from hubert.features import (
-    MFCC_FRAME_RATE,
-    FeatureExtractor,
-    FeatureSource,
-    batches_by_length,
-)
+from hubert.features import FeatureExtractor, FeatureSource, batches_by_length
 from hubert.frame_files import FrameWriter
+from hubert.mfcc import MFCC_FRAME_RATE
 from hubert.sizes import FRAME_RATE
 
 MFCC = 0  # "layer" of the MFCC baseline in tables of layers
