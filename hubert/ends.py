@@ -1,7 +1,8 @@
 """How a training can end, and what happens then: the one table that code, tests and docs/training-ends.md share.
 
 An end is recognised by two witnesses: what the trainer itself left in `exit.json` (`hubert.job.Exit`; nothing if it was
-killed), and how Slurm says that the job ended. srun's own exit code is no witness: it can be 0 after a node failed.
+killed), and how Slurm says that the job ended. srun's own exit code is no witness, for it can be 0 after a node failed;
+only if a signal killed srun itself, which Slurm calls CANCELLED too, that is believed.
 """
 
 from dataclasses import dataclass
@@ -77,8 +78,8 @@ ENDS = (
         (),
         Action.STOP,
         TrainingCancelled,
-        "somebody cancelled the job with scancel, so it is not submitted again. To go on from the last checkpoint, run the "
-        "flow again (or retry the run in Prefect)",
+        "somebody cancelled the job with scancel, so it is not submitted again (if nobody did: its srun was killed after the "
+        "flow that had started it). To go on from the last checkpoint, run the flow again (or retry the run in Prefect)",
     ),
     End("time limit", ("TIMEOUT",), (), Action.RESTART, TransientError, "the job reached its time limit"),
     End("preempted", ("PREEMPTED",), (), Action.RESTART, TransientError, "another job took the nodes"),

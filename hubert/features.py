@@ -25,7 +25,7 @@ from hubert.config import FeatureSettings, KMeansSettings
 from hubert.errors import ConfigError, DataError
 from hubert.frame_files import FrameWriter
 from hubert.manifest import audio_refs, manifest_digest, plan_shards, scan_manifest, select_sample, shard_digests
-from hubert.mfcc import DIMENSION, MFCC_CONTEXT, MFCC_FRAME_RATE, MFCC_VERSION, batch_mfcc, mfcc
+from hubert.mfcc import DIMENSION, MFCC_CONTEXT, MFCC_FRAME_RATE, batch_mfcc, mfcc
 from hubert.model import HuBERT
 from hubert.origins import check_weights, read_config
 from hubert.paths import atomic_write
@@ -92,11 +92,6 @@ class FeatureSource:
             return {"kind": "mfcc", "dimension": DIMENSION}
         places = ("checkpoint", "name")
         return {"kind": "layer", **{name: value for name, value in asdict(self).items() if name not in places}}
-
-    @property
-    def content(self) -> dict[str, Any]:
-        """What the keys of stages hold: the identity, and for MFCCs the version that computes them (others round differently)."""
-        return self.identity | ({"version": MFCC_VERSION} if self.is_mfcc else {})
 
     def check_dimension(self, dimension: int, where: Path) -> None:
         """Compare a codebook's dimension with that of the features, where the checkpoint is here.
@@ -280,7 +275,7 @@ class FeaturesStage(Stage):
 
     def inputs(self) -> dict[str, str]:
         # The rows that were drawn, not the manifest: a file that was added and not drawn changes nothing here.
-        return {"sample": manifest_digest(self._sample), "source": digest(self.source.content)}
+        return {"sample": manifest_digest(self._sample), "source": digest(self.source.identity)}
 
     def make_plan(self) -> list[Spec]:
         rows = self._sample
@@ -290,7 +285,7 @@ class FeaturesStage(Stage):
         specs = []
         for (start, end), content in zip(bounds, shard_digests(rows, bounds), strict=True):
             rule = self._chunking(rows[start:end])
-            shared = [self.source.content, self.resample, *rule.values()]
+            shared = [self.source.identity, self.resample, *rule.values()]
             specs.append({"start": start, "end": end, "digest": digest([content, *shared])})
         return specs
 

@@ -24,7 +24,6 @@ from hubert.sizes import RECEPTIVE_FIELD, SAMPLE_RATE
 MFCC_FRAME_RATE = 100
 MFCC_CONTEXT = 4  # frames on each side that the second difference looks at
 DIMENSION = 39
-MFCC_VERSION = 2  # raise it when the same audio leads to other bits; it is in the keys of stages that compute MFCCs
 
 WINDOW = RECEPTIVE_FIELD  # 25 ms
 SHIFT = SAMPLE_RATE // MFCC_FRAME_RATE

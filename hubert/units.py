@@ -86,7 +86,7 @@ class UnitsStage(Stage):
     @cached_property
     def _content(self) -> dict[str, str]:
         """What shards of equal rows share, whatever manifest they stand in."""
-        return {"codebook": self.codebook_key, "source": digest(self.source.content), "resample": str(self.resample)}
+        return {"codebook": self.codebook_key, "source": digest(self.source.identity), "resample": str(self.resample)}
 
     @cached_property
     def _rule(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Ask a site whether the jobs of a run could ever start there, before anything is queued."""
 
 import logging
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,16 @@ from hubert.errors import ConfigError
 from hubert.paths import find_cluster
 from tasks.cluster_settings import read_cluster
 from tasks.slurm import SlurmUnreachable, job_options, refusal, run
-from tasks.slurm_settings import DURATION, SECTIONS, Resources, Site, SlurmSettings, seconds_of
+from tasks.slurm_settings import (
+    DURATION,
+    SECTIONS,
+    Resources,
+    Site,
+    SlurmSettings,
+    TrainingSection,
+    megabytes_of,
+    seconds_of,
+)
 
 # What a job asks for at the least, in the order in which keys are suspected: the partition last, as another one may have more.
 LEAST: dict[str, Any] = {
@@ -54,15 +64,15 @@ def check_cluster(cluster: str) -> None:
         try:
             problem = find_problem(getattr(settings, name))
         except SlurmUnreachable as error:
-            _logger().warning("%s. What the cluster file asks for was not checked", error)
-            return
+            _logger().warning("%s. What %s of the cluster file asks for was not checked", error, name)
+            continue
         if problem is None:
             continue
         shared = f" (or site.{problem.key})" if problem.key in Site.model_fields else ""
         where = f"cluster {find_cluster(cluster)}: {name}{f'.{problem.key}' if problem.key else ''}{shared}"
         if problem.may_pass:
             _logger().warning(
-                "%s: %s; Slurm would not start such a job now: %s (%s). The jobs wait; `sinfo -R` says what is away and why",
+                "%s: %s; Slurm would not start such a job now: %s (%s). The jobs wait; `sinfo -R` says why",
                 where,
                 problem.what,
                 problem.why,
@@ -98,7 +108,7 @@ def find_problem(section: Resources) -> Problem | None:
     if why:
         key = _guilty_key(section, why)
         what = f"it is {getattr(section, key)!r}" if key else f"it asks for {' '.join(job_options(section))}"
-        return Problem(key, what, why, _away(section.partition) if _is_ambiguous(why) else "")
+        return Problem(key, what, why, _away(section) if _is_ambiguous(why) else "")
     limits = _time_limits(section.partition)
     if limits and all(seconds_of(section.walltime) > limit for limit in limits.values()):
         longest = ", ".join(f"{partition} allows {limit // 60} minutes" for partition, limit in limits.items())
@@ -114,17 +124,32 @@ def _logger() -> Any:
         return logging.getLogger(__name__)
 
 
-def _away(partitions: str) -> str:
-    """Name the nodes of some partitions that are away for the moment, such as `n1, n2 drained`; empty if none is."""
-    found = []
-    for line in run(["sinfo", "--noheader", "--format=%P|%a|%T|%N"]).splitlines():
-        partition, available, state, nodes = line.split("|")
-        wanted = partition.rstrip("*") in partitions.split(",") if partitions else partition.endswith("*")
-        if wanted and available != "up":
-            found.append(f"partition {partition.rstrip('*')} is {available}")
-        if wanted and (state.endswith("*") or any(state.startswith(word) for word in AWAY)):
-            found.append(f"{nodes} {state.rstrip('*')}")
-    return "; ".join(dict.fromkeys(found))
+def _away(section: Resources) -> str:
+    """Name what is away for the moment and would be enough, such as `n1 drained`; empty if the job could never start.
+
+    Whether nodes are enough is judged by their number, CPUs, memory and GPUs; constraints and directives are left to Slurm.
+    """
+    nodes, per_node = (section.nodes, section.tasks_per_node) if isinstance(section, TrainingSection) else (1, 1)
+    fitting: set[str] = set()
+    away = {}
+    for line in run(["sinfo", "--noheader", "--Node", "--format=%N|%P|%a|%T|%c|%m|%G"]).splitlines():
+        node, partition, available, state, cpus, memory, gres = line.split("|")
+        names = section.partition.split(",")
+        if not (partition.rstrip("*") in names if section.partition else partition.endswith("*")):
+            continue
+        gpus = sum(int(count) for count in re.findall(r"gpu:(?:[^:,()]+:)?(\d+)", gres))
+        if (
+            int(cpus) < section.cpus * per_node
+            or int(memory) < megabytes_of(section.memory)
+            or gpus < section.gpus * per_node
+        ):
+            continue
+        fitting.add(node)
+        if available != "up":
+            away[f"partition {partition.rstrip('*')}"] = available
+        if state.endswith("*") or any(state.startswith(word) for word in AWAY):
+            away[node] = state.rstrip("*")
+    return ", ".join(f"{name} is {state}" for name, state in away.items()) if len(fitting) >= nodes else ""
 
 
 def _is_ambiguous(why: str) -> bool:

@@ -27,7 +27,7 @@ from tasks import site_probe
 from tasks.cluster_settings import AddressSettings, LocalSettings, read_cluster
 from tasks.preflight import find_problem
 from tasks.service_settings import find_service
-from tasks.slurm import SlurmJob, cancel, escaped, find_jobs, job_options, run
+from tasks.slurm import SlurmJob, SlurmUnreachable, cancel, escaped, find_jobs, job_options, run
 from tasks.slurm_settings import SECTIONS, Resources, SlurmSettings, TrainingSection, seconds_of
 
 POLL_SECONDS = 0.5
@@ -152,7 +152,11 @@ def _check_slurm(settings: SlurmSettings, wait_seconds: float, say: Say) -> list
 
 
 def _submit(column: Column, section: Resources, wanted: Mapping[str, Any], comment: str) -> None:
-    problem = find_problem(section)
+    try:
+        problem = find_problem(section)
+    except SlurmUnreachable as error:
+        column.end("job", str(error))
+        return
     if problem is not None and not problem.may_pass:
         column.end(problem.key or "job", f"{problem.what}, and Slurm would never start such a job: {problem.why}")
         return
@@ -178,6 +182,8 @@ def _submit(column: Column, section: Resources, wanted: Mapping[str, Any], comme
     column.submitted = time.time()
     try:
         column.job_id = run(["sbatch", "--parsable", *named, *options, str(script)]).strip().split(";")[0]
+    except SlurmUnreachable as error:
+        column.end("job", str(error))
     except subprocess.CalledProcessError as error:
         column.end("job", error.stderr.strip())
 

@@ -14,7 +14,7 @@ from hubert.errors import ConfigError, TransientError
 from tasks.slurm_settings import Resources, TrainingSection
 
 COMMAND_SECONDS = 60.0
-QUESTIONS = {"squeue", "sinfo"}  # asked in a fixed format: if one fails, it is for Slurm's reasons
+QUESTIONS = {"squeue", "sinfo"}  # asked in a fixed format: if one fails, it is mostly for Slurm's reasons of the moment
 # Messages after which the same command may succeed later: of the network, of a controller that restarts or is full, of munge,
 # and of limits on the jobs that one user may have in the queue.
 PASSING = (
@@ -32,8 +32,7 @@ PASSING = (
     "backup controller",
     "standby mode",
     "Protocol authentication error",
-    "MaxSubmitJob",
-    "job submit limit",
+    "MaxSubmitJob",  # of a QOS or an association, by name; "job submit limit" stands in every refusal of an account
 )
 FIELDS = (
     "%i",
@@ -137,10 +136,15 @@ def run(command: Sequence[str]) -> str:
         raise SlurmUnreachable(f"`{command[0]}` did not answer within {COMMAND_SECONDS:.0f} s") from error
     except subprocess.CalledProcessError as error:
         text = error.stderr.strip()
-        if command[0] in QUESTIONS or may_pass(text):
+        if may_pass(text) or (command[0] in QUESTIONS and not is_of_the_setup(text)):
             raise SlurmUnreachable(f"`{command[0]}` failed: {text}") from error
         raise
     return result.stdout
+
+
+def is_of_the_setup(said: str) -> bool:
+    """Say whether a question failed for what is installed and configured here: no time will mend that."""
+    return any(sign in said for sign in ("nrecognized option", "nvalid option", "configuration source", "Invalid user"))
 
 
 def may_pass(said: str) -> bool:

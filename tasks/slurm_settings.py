@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 DURATION = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
 SECTIONS = ("extraction", "kmeans", "evaluation", "training")
+TRAINING_KEYS = {"nodes", "tasks_per_node", "signal_seconds"}
 # Options that the service sets itself: by the key that is meant, or empty where jobs could not be found again or kept.
 OWN_OPTIONS = {
     **dict.fromkeys(("account", "A"), "account"),
@@ -21,7 +22,6 @@ OWN_OPTIONS = {
     **dict.fromkeys(("time", "t"), "walltime"),
     "mem": "memory",
     **dict.fromkeys(("cpus-per-task", "c"), "cpus"),
-    "gpus-per-task": "gpus",
     **dict.fromkeys(("nodes", "N"), "nodes"),
     **dict.fromkeys(("ntasks", "n", "ntasks-per-node"), "tasks_per_node"),
     "signal": "signal_seconds",
@@ -56,6 +56,12 @@ def seconds_of(duration: str) -> int:
     if len(numbers) < 3:
         return numbers[0] * 60 + (numbers[1] if len(numbers) > 1 else 0)
     return (numbers[0] * 60 + numbers[1]) * 60 + numbers[2]
+
+
+def megabytes_of(memory: str) -> int:
+    """Return the megabytes of a size in Slurm's format; 0 where none is asked for."""
+    number, unit = memory.rstrip("KMGT") or "0", memory.lstrip("0123456789") or "M"
+    return int(int(number) * 1024.0 ** ("KMGT".index(unit) - 1))
 
 
 class Model(BaseModel):
@@ -101,9 +107,10 @@ class Site(Model):
             # -pgpu, -p gpu, --partition=gpu, --partition gpu
             name = re.split(r"[=\s]", line[2:])[0] if line.startswith("--") else line[1]
             if (key := OWN_OPTIONS.get(name)) is not None:
-                instead = (
-                    f"write it as the key `{key}`" if key else "jobs are found again and kept by it, so leave it out"
-                )
+                instead = "jobs are found again and kept by it, so leave it out"
+                if key:
+                    only = " of the section `training` (a worker's job has one node)" if key in TRAINING_KEYS else ""
+                    instead = f"write it as the key `{key}`{only}"
                 raise ValueError(f"{line!r}: the service sets this option itself; {instead}")
         return value
 
@@ -118,6 +125,12 @@ class Resources(Site):
         description="memory per node, such as 64G; 0: all of a node's; empty: the site's default",
     )
     gpus: int = Field(default=0, ge=0, description="GPUs per task")
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        """YAML reads an unquoted 0 or 64000 as a number."""
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class WorkerSection(Resources):

@@ -56,12 +56,14 @@ class SlurmLauncher(Launcher):
         self._say = say
 
     def launch(self, job: Job) -> RunningTrainer:
-        """Submit a job.
+        """Submit a job; as long as Slurm is silent, or its queue full, try again.
 
         Raises:
             ConfigError: Slurm refuses it.
-            TransientError: Slurm did not answer.
         """
+        return self._patiently(lambda: self._submit(job), "The training is not submitted yet")
+
+    def _submit(self, job: Job) -> RunningTrainer:
         job = begin_attempt(job)
         folder, attempt = job.folder, job.attempt
         (folder / "launch.sh").write_text(script(self.section, folder))
@@ -74,7 +76,7 @@ class SlurmLauncher(Launcher):
             else:
                 entry["srun"] = start(srun(self.section, folder, attempt), folder).as_dict()
         except subprocess.CalledProcessError as error:
-            raise refused(folder, error.stderr) from error
+            raise refused(folder, entry, error.stderr) from error
         write_entry(folder, entry)
         trainer = SlurmTrainer(folder, entry, log_start, self.poll_seconds)
         while not trainer.is_seen() and trainer.is_alive():
@@ -82,7 +84,7 @@ class SlurmLauncher(Launcher):
         if not trainer.is_seen():
             with (folder / "train.log").open("rb") as log:
                 log.seek(log_start)
-                raise refused(folder, log.read().decode(errors="replace"))
+                raise refused(folder, entry, log.read().decode(errors="replace"))
         return trainer
 
     def find_running(self, folder: Path) -> RunningTrainer | None:
@@ -94,7 +96,8 @@ class SlurmLauncher(Launcher):
         entries = {entry["attempt"]: entry for entry in slurm_jobs(folder)}
         if entries:
             owner = (read_json(folder / "attempt.json") or {}).get("attempt")
-            live = self._patiently(lambda: slurm.find_jobs(comment=f"{COMMENT} "))
+            question = "Whether the training's job is alive is not known"
+            live = self._patiently(lambda: slurm.find_jobs(comment=f"{COMMENT} "), question)
             ours = {attempt: job for job in live if (attempt := job.comment.split()[-1]) in entries and job.is_live}
             slurm.cancel(job.job_id for attempt, job in ours.items() if attempt != owner)
             if owner in entries and not entries[owner]["ended"]:
@@ -108,17 +111,18 @@ class SlurmLauncher(Launcher):
     def pause(self, failures: int) -> float:
         return min(MAX_BACKOFF_SECONDS, BACKOFF_SECONDS * 2 ** (failures - 1))
 
-    def _patiently[Result](self, ask: Callable[[], Result]) -> Result:
-        """Ask Slurm until it answers: nothing may be concluded from its silence."""
-        silent = False
+    def _patiently[Result](self, ask: Callable[[], Result], so: str) -> Result:
+        """Ask Slurm until it answers: nothing may be concluded from its silence; `so` says what that means meanwhile."""
+        pause, said = self.poll_seconds, ""
         while True:
             try:
                 return ask()
             except slurm.SlurmUnreachable as error:
-                if not silent:
-                    self._say(f"{error}. Whether the training's job is alive is not known; waiting for an answer")
-                silent = True
-                time.sleep(self.poll_seconds)
+                if str(error) != said:
+                    self._say(f"{error}. {so}; trying again")
+                said = str(error)
+                time.sleep(pause)
+                pause = min(MAX_BACKOFF_SECONDS, 1.5 * pause)
 
 
 class SlurmTrainer(RunningTrainer):
@@ -324,8 +328,9 @@ def is_of_job(name: str) -> bool:
     return name.startswith("SLURM_") and name != "SLURM_CONF"
 
 
-def refused(folder: Path, said: str) -> ConfigError | TransientError:
-    """Return the error for a submission that came to nothing."""
+def refused(folder: Path, entry: dict[str, Any], said: str) -> ConfigError | TransientError:
+    """Return the error for a submission that came to nothing, and write that down."""
+    write_entry(folder, {**entry, "ended": REFUSED})
     if slurm.may_pass(said):
         return slurm.SlurmUnreachable(f"the training in {folder} could not be submitted: {said.strip()}")
     end = judge(REFUSED, None)

@@ -33,9 +33,11 @@ from tasks.slurm_settings import WorkerSection
 from tasks.worker_jobs import CONFIG_NAME, WorkerJob, job_arguments
 
 LOST_SECONDS = 15.0  # a job whose workers are all gone for so long is cancelled and replaced
-ENDING_SECONDS = 60.0  # how long an epilog may take before its job counts as ended: till then its state says nothing
+ENDING_SECONDS = (
+    60.0  # how long an epilog may take before its job is replaced; how the job ended is only known after it
+)
 # Ends of a job that nobody outside it brought about (None: Slurm has forgotten it).
-FRUITLESS = {"COMPLETED", "COMPLETING", "FAILED", "TIMEOUT", "OUT_OF_MEMORY", None}
+FRUITLESS = {"COMPLETED", "FAILED", "TIMEOUT", "OUT_OF_MEMORY", None}
 CLOSE_SECONDS = 60.0  # how long the end of a stage waits for a Slurm that does not answer
 MAX_FRUITLESS = 3  # jobs in a row that ended without a worker having answered
 LOG_LINES = 15
@@ -69,6 +71,7 @@ class SlurmWorkers(SLURMCluster):
         self.trouble = ""
         self.failure = ""
         self._fruitless = 0
+        self._ending: list[WorkerJob] = []  # replaced already, and their epilogs still run
         self._first_answer: float | None = None
         self._wishes: deque[tuple[float, int]] = deque()  # when, and how many jobs there was work for
         self._keeper: asyncio.Task[None] | None = None
@@ -149,6 +152,11 @@ class SlurmWorkers(SLURMCluster):
         ours = {job.job_id for job in self.workers.values()}
         if strangers := self.seen.keys() - ours:  # sbatch did not answer in time, and submitted nevertheless
             await asyncio.to_thread(cancel, strangers)
+        for job in list(self._ending):
+            ended = await asyncio.to_thread(find_job, str(job.job_id))
+            if ended is None or ended.state != "COMPLETING":
+                self._ending.remove(job)
+                self._ended(job, ended)
         await self._scale(now)
 
     async def _check(self, name: str, job: WorkerJob, now: float) -> None:
@@ -162,8 +170,10 @@ class SlurmWorkers(SLURMCluster):
                 if job.ending_since is None:
                     job.ending_since = now
                     self.logger.info("%s: job %s has ended, and its epilog runs", self.name, job.job_id)
-                if now - job.ending_since < ENDING_SECONDS:
-                    return  # how it ended is not known yet
+                if now - job.ending_since >= ENDING_SECONDS:
+                    self._forget(name)
+                    self._ending.append(job)
+                return
             self._forget(name)
             self._ended(job, ended)
         elif self._workers_of(name):

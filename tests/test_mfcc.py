@@ -10,10 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hubert.config import FeatureSettings, KMeansSettings
-from hubert.features import FeatureExtractor, FeatureSource, FeaturesStage
+from hubert.features import FeatureExtractor, FeatureSource
 from hubert.mfcc import BLOCK, batch_mfcc, mfcc
-from hubert.units import UnitsStage
 from tests.reference import torchaudio_mfcc
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -119,26 +117,3 @@ def test_real_speech_has_the_values_of_torchaudio() -> None:
     for path in sorted(REAL.rglob("*.flac"))[:3]:
         waveform = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
         torch.testing.assert_close(mfcc(waveform), torchaudio_mfcc(waveform), rtol=0, atol=1e-4)
-
-
-def test_values_that_round_differently_lead_to_other_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Features and units of one version are never continued by another; codebooks stay valid."""
-
-    def stages(source: FeatureSource) -> list[str]:
-        features = FeaturesStage(tmp_path, tmp_path / "m", source, FeatureSettings(), KMeansSettings(), resample=False)
-        vars(features)["_sample"] = manifest
-        units = UnitsStage(tmp_path, {"train": tmp_path / "m"}, "m", source, tmp_path / "c", "c", FeatureSettings())
-        units._rule = {}
-        return [features.key, units.key]
-
-    import polars as pl
-
-    from hubert.rows import SCHEMA
-
-    manifest = pl.DataFrame({name: [] for name in SCHEMA}, schema=SCHEMA)
-    layer = FeatureSource("there", "abc", 2)
-    before = stages(FeatureSource()), stages(layer), FeatureSource().identity
-    monkeypatch.setattr("hubert.features.MFCC_VERSION", 3)
-    after = stages(FeatureSource()), stages(layer), FeatureSource().identity
-    assert not set(before[0]) & set(after[0])
-    assert before[1:] == after[1:]

@@ -69,9 +69,12 @@ def test_nodes_that_are_away_are_waited_for_but_what_no_node_has_is_refused(slur
     slurm.command("scontrol", "update", nodes, "state=drain", "reason=test")
     try:
         check_cluster(str(fits))
-        assert "n[1-3] drained" in caplog.text
-        with pytest.raises(ConfigError, match="partition.*'nope'"):
-            check_cluster(str(write_site(tmp_path / "never.yaml", kmeans={"partition": "nope"})))
+        assert "n1 is drained, n2 is drained, n3 is drained" in caplog.text
+        for key, value in {"partition": "nope", "gpus": 9, "memory": "900G", "cpus": 99}.items():
+            with pytest.raises(ConfigError, match="Slurm would never start such a job"):
+                check_cluster(str(write_site(tmp_path / "never.yaml", kmeans={key: value})))
+        with pytest.raises(ConfigError, match="Slurm would never start such a job"):
+            check_cluster(str(write_site(tmp_path / "never.yaml", training={"nodes": 4})))
     finally:
         slurm.command("scontrol", "update", nodes, "state=resume")
 

@@ -48,6 +48,7 @@ def test_sections_have_the_sites_keys_unless_they_say_otherwise():
         ({"kmeans": {"directives": ["--partition=gpu"]}}, "the key `partition`"),
         ({"kmeans": {"directives": ["-pgpu"]}}, "the key `partition`"),
         ({"training": {"directives": ["--time 5"]}}, "the key `walltime`"),
+        ({"kmeans": {"directives": ["--nodes=2"]}}, "the key `nodes` of the section `training`"),
     ],
 )
 def test_a_wrong_setting_is_refused_with_its_key(content, key):
@@ -71,7 +72,7 @@ def test_a_job_is_found_by_its_comment_from_its_wait_to_its_end(slurm):
 
 @pytest.mark.parametrize(
     ("memory", "options", "limit"),
-    [("2G", ["--mem=2G"], "2.00GiB"), ("512", ["--mem=512"], "512.00MiB"), ("0", ["--mem=0"], "0"), ("", [], "0")],
+    [("2G", ["--mem=2G"], "2.00GiB"), (512, ["--mem=512"], "512.00MiB"), (0, ["--mem=0"], "0"), ("", [], "0")],
 )
 def test_memory_may_be_all_of_a_nodes_or_the_sites_default(memory, options, limit):
     """In these two cases Slurm alone limits the workers."""
@@ -97,9 +98,18 @@ def test_memory_may_be_all_of_a_nodes_or_the_sites_default(memory, options, limi
 )
 def test_a_refusal_that_may_pass_is_not_taken_for_a_verdict(said):
     assert commands.may_pass(said)
-    assert not commands.may_pass(
-        "sbatch: error: Batch job submission failed: Invalid account or account/partition combination"
-    )
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified",
+        "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)",
+    ],
+)
+def test_a_refusal_that_stays_is_taken_for_a_verdict(said):
+    """The second one is all that Slurm says about GPUs or a time limit that a QOS never allows."""
+    assert not commands.may_pass(said)
 
 
 def test_whatever_squeue_fails_for_nothing_is_concluded_about_the_jobs(tmp_path, monkeypatch):
