@@ -74,8 +74,8 @@ def test_the_exit_code_says_how_a_run_ended(service):
 
 def test_an_unknown_deployment_or_parameter_is_a_config_error(service):
     with connect(service.settings.api_url) as api:
-        with pytest.raises(ConfigError, match=r"hubert-pretraining/local is not registered.*small/local"):
-            start_run(api, "hubert-pretraining", "local", {})
+        with pytest.raises(ConfigError, match=r"no-such-flow/local is not registered.*small/local"):
+            start_run(api, "no-such-flow", "local", {})
         with pytest.raises(ConfigError, match="refuses the parameters"):
             start_run(api, "small", "local", {"answer": "x", "number": "many"})
         with pytest.raises(ConfigError, match="knows no flow run"):

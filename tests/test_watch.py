@@ -125,10 +125,11 @@ def test_pictures_are_small_and_stand_alone(small_run, pages):
 
 def test_all_of_an_iteration_stands_on_the_page_of_its_own_run(small_run, pages):
     home = RunFolder(small_run.folder).iteration(2)
+    layer = json.loads(RunFolder(small_run.folder).outcome(1).read_text())["layer"]
     found = {key: one for key, one in pages.of_run(home).items() if one["type"] != "progress"}
     assert len(found) >= 2 * len(STAGES)
     assert {pages.flow_of(artifact["flow_run_id"]) for artifact in found.values()} == {
-        (f"{small_run.folder.name} it2", "hubert-iteration")
+        (f"{small_run.folder.name} it2 layer {layer}", "hubert-iteration")
     }
 
 
