@@ -12,13 +12,9 @@ from torch import Tensor
 from hubert.abx_score import write_features
 from hubert.chunks import ChunkRule
 from hubert.config import FeatureSettings
-from hubert.features import (
-    MFCC_FRAME_RATE,
-    FeatureExtractor,
-    FeatureSource,
-    read_batches,
-)
+from hubert.features import FeatureExtractor, FeatureSource, read_batches
 from hubert.frame_files import FrameWriter
+from hubert.mfcc import MFCC_FRAME_RATE
 from hubert.sizes import FRAME_RATE
 
 MFCC = 0  # "layer" of the MFCC baseline in tables of layers
