@@ -4,6 +4,7 @@ For pages that people look at while a run goes on; the report says what the figu
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +26,14 @@ class KeyFigures:
 
 
 def key_figures(stage: Stage, figures: Figures) -> KeyFigures:
-    """Return the key figures of a finished stage; of a stage that has no words here, all its plain figures."""
-    write = _STAGES.get(stage.name)
-    return write(stage, figures) if write is not None else KeyFigures("finished", [_pairs(_plain(figures))])
+    """Return the key figures of a finished stage.
+
+    Of a stage that has no words here, or that an older version finished with other figures, all its plain figures.
+    """
+    if (write := _STAGES.get(stage.name)) is not None:
+        with suppress(LookupError, TypeError, ValueError):
+            return write(stage, figures)
+    return KeyFigures("finished", [_pairs(_plain(figures))])
 
 
 def _pairs(rows: Mapping[str, str]) -> Table:
@@ -217,7 +223,11 @@ def _quality(_stage: Stage, figures: Figures) -> KeyFigures:
         "PNMI: the share of the phones' uncertainty that the units take away, from 0 to 1. Higher is better.",
         f"{units['num_aligned_frames']:,} frames have a phone.",
         f"{files(units['num_files_without_alignment'])} without an alignment.",
-        f"{files(figures['num_files_beyond_max_hours'])} beyond `quality.max_hours`.",
+        *(
+            []
+            if (beyond := figures.get("num_files_beyond_max_hours")) is None
+            else [f"{files(beyond)} beyond `quality.max_hours`."]
+        ),
         f"{figures['num_unmatched_files']:,} alignments of files that are not there.",
         f"Layers are measured on {figures['layers_num_files']:,} of {figures['layers_num_aligned_files']:,} aligned files.",
     ]

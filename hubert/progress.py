@@ -4,11 +4,13 @@ What a shard holds follows from the plan and from the lengths in the table that 
 After that a look costs one listing of the folder of receipts.
 """
 
+import math
 import os
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -91,20 +93,28 @@ class Receipts:
 
 
 class Pace:
-    """How much gets done per second of work; time in which nobody could work does not count."""
+    """How much gets done per second of work; time in which nobody could work does not count.
 
-    def __init__(self) -> None:
+    Work gets done in steps: a shard, or as many as there are workers. So the rate is taken between two moments at which
+    something got done, however long ago the first one is, and not between two looks.
+    """
+
+    def __init__(self, window: float = WINDOW_SECONDS) -> None:
+        """Take the rate over so many seconds of work, or over one step where steps take longer."""
+        self._window = window
         self._worked = 0.0
         self._last: float | None = None
-        self._points: deque[tuple[float, float]] = deque()
+        self._points: deque[tuple[float, float]] = deque()  # when what is done has changed, and to how much
 
     def look(self, now: float, done: float, *, at_work: bool = True) -> None:
         """Take note of what is done by now (seconds of a steady clock)."""
         if self._last is not None and at_work:
             self._worked += now - self._last
         self._last = now
+        if self._points and done == self._points[-1][1]:
+            return
         self._points.append((self._worked, done))
-        while len(self._points) > 2 and self._worked - self._points[1][0] >= WINDOW_SECONDS:
+        while len(self._points) > 2 and self._worked - self._points[1][0] >= self._window:
             self._points.popleft()
 
     @property
@@ -115,10 +125,13 @@ class Pace:
     @property
     def rate(self) -> float | None:
         """Work per second, None as long as nothing got done."""
-        if not self._points:
+        if len(self._points) < 2:
             return None
         (start, before), (end, after) = self._points[0], self._points[-1]
-        return (after - before) / (end - start) if after > before and end > start else None
+        # The step under way takes as long as the longest one before; what it takes longer, work has become slower.
+        longest = max(later - earlier for (earlier, _), (later, _) in pairwise(self._points))
+        seconds = max(end, self._worked - longest) - start
+        return (after - before) / seconds if after > before and seconds > 0 else None
 
 
 class Progress:
@@ -136,7 +149,7 @@ class Progress:
         self._pace.look(now, self._sum(self.amounts.weights), at_work=at_work)
 
     def _sum(self, amounts: Sequence[float]) -> float:
-        return sum(amounts[index] for index in self.done)
+        return math.fsum(amounts[index] for index in self.done)  # the same in any order: `Pace` looks for changes
 
     @property
     def is_complete(self) -> bool:

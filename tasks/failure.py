@@ -8,10 +8,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 import polars as pl
-from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
+from prefect.settings import PREFECT_API_URL
 
 from hubert.errors import (
     ConfigError,
@@ -25,7 +24,7 @@ from hubert.errors import (
 from hubert.paths import RunFolder
 from hubert.stage import Plan, Stage
 from tasks.follow import read_family
-from tasks.markdown import table
+from tasks.markdown import path_of, table
 from tasks.prefect_api import PrefectApi, connect
 
 KEY = "what-failed"
@@ -153,13 +152,8 @@ def advise(error: BaseException | None, start: dict[str, Any]) -> list[str]:
     """Say what to do about an error; None: the process was killed. `start`: the run that somebody started."""
     text = next((found for kind, found in ADVICE.items() if isinstance(error, kind)), UNFORESEEN if error else KILLED)
     again, copy = (RETRY, COPY) if start["deployment_id"] else (START, CHANGE)
-    place = {"page": address_of("flow-run", start["id"]), "id": start["id"]}
+    place = {"page": path_of("runs/flow-run", start["id"]), "id": start["id"]}
     return text.format(again=f"{again.format(**place)} {KEPT}", copy=copy.format(**place)).splitlines()
-
-
-def address_of(kind: str, run_id: Any) -> str:
-    """Return where a run's page is on the server that shows the link, whatever name the browser has for it."""
-    return f"{urlsplit(PREFECT_UI_URL.value() or '').path}/runs/{kind}/{run_id}"
 
 
 def _links(api: PrefectApi, family: list[dict[str, Any]], error: BaseException | None) -> Iterator[tuple[str, str]]:
@@ -172,9 +166,9 @@ def _links(api: PrefectApi, family: list[dict[str, Any]], error: BaseException |
     tasks = api.post("/task_runs/filter", {**wanted, "sort": "END_TIME_DESC"})
     own = [task for task in tasks if not (task["state"]["state_details"] or {}).get("child_flow_run_id")]
     inner = [run for run in family if run["state_type"] in states] or family[:1]
-    yield "log of", f"[{inner[-1]['name']}]({address_of('flow-run', inner[-1]['id'])}) (its tab Logs)"
+    yield "log of", f"[{inner[-1]['name']}]({path_of('runs/flow-run', inner[-1]['id'])}) (its tab Logs)"
     if own:
-        shown = ", ".join(f"[{task['name']}]({address_of('task-run', task['id'])})" for task in own[:5])
+        shown = ", ".join(f"[{task['name']}]({path_of('runs/task-run', task['id'])})" for task in own[:5])
         yield "failed" if error else "under way", f"{shown}{', ...' if len(own) > 5 else ''}"
 
 

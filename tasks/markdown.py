@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
+
+from prefect.settings import PREFECT_UI_URL
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -23,3 +26,11 @@ def cell(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+
+
+def path_of(page: str, identity: Any) -> str:
+    """Return where a page of Prefect is (`runs/flow-run`, `artifacts/artifact`), for a link on another page of Prefect.
+
+    Without host and port: the browser may have others for the server than this process (`ssh -L`, a proxy).
+    """
+    return f"{urlsplit(PREFECT_UI_URL.value() or '').path.rstrip('/')}/{page}/{identity}"

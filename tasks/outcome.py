@@ -7,6 +7,7 @@ from hubert.outcome import Outcome, read_outcome
 from hubert.paths import read_json
 from hubert.pipeline import Iteration
 from hubert.wording import fixed, percent
+from tasks.artifacts import costs_nothing
 from tasks.markdown import table
 from tasks.page import DONE, address_of, key_of, note, show, show_picture, show_table
 from tasks.stage import cached
@@ -43,6 +44,7 @@ def choose(label: str, iteration: Iteration, outcome: Outcome) -> None:  # noqa:
     outcome.save(iteration.folder)
 
 
+@costs_nothing("the choice")
 def show_choice(iteration: Iteration, outcome: Outcome) -> None:
     """Show the choice, the checkpoints that there are to choose from, and the curves behind it."""
     from hubert.pictures import draw_iteration  # matplotlib takes a second to import

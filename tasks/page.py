@@ -7,12 +7,13 @@ all the rest: the cards of a page have no order.
 An artifact's key is global in Prefect: its page shows the newest one of all runs of the server. So keys begin with the
 run's name and a digest of its folder, and name the iteration: two runs at once never mix.
 
-A page is for people. If the server does not take it, a warning is logged and the work goes on.
+A page is for people: nothing here fails (`tasks.artifacts`).
 """
 
 import base64
 import json
 import re
+import time
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -20,26 +21,23 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID
 
-import httpx
-from prefect import get_run_logger
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 from prefect.client.schemas.sorting import ArtifactSort
 from prefect.context import FlowRunContext
-from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 
 from hubert.key_figures import key_figures
 from hubert.stage import Figures, Stage, digest
-from tasks.markdown import table
+from tasks.artifacts import SHOW_SECONDS, costs_nothing, reach, run_logger
+from tasks.markdown import path_of, table
 
 Kind = Literal["markdown", "table", "progress", "link", "image"]
 
 MAX_NAME = 40  # letters of the run's name in a key
 MAX_PICTURE = 100_000  # bytes of a picture with its address; the server keeps every version
-UNREACHED = (httpx.HTTPError, PrefectHTTPStatusError)
 
+ARTIFACT = "artifacts/artifact"  # the page of one
 DONE, AT_WORK, STOPPED = "done", "at work", "stopped"
 
 
@@ -53,11 +51,16 @@ class Page:
     stages: dict[str, tuple[str, str, str]] = field(default_factory=dict)  # by name: state, how far it is, address
     links: dict[str, str] = field(default_factory=dict)  # by what they lead to
     overview: UUID | None = None
+    renewed: float = 0.0
 
     def note(self, name: str, state: str, text: str, address: str = "") -> None:
         """Say how far a stage is, and where its page is."""
+        before = self.stages.get(name)
         self.stages[name] = (state, text, address)
-        self.renew()
+        # Only how far a stage is can wait: another word on it will follow.
+        is_news = before is None or state != before[0] or address != before[2]
+        if is_news or time.monotonic() - self.renewed >= SHOW_SECONDS:
+            self.renew()
 
     def link(self, what: str, address: str, text: str) -> None:
         """Add a link, or replace it."""
@@ -65,9 +68,12 @@ class Page:
         self.renew()
 
     def renew(self) -> None:
-        """Bring the overview up to date."""
+        """Bring the overview up to date, or show it if the server did not take it before."""
+        self.renewed = time.monotonic()
         if self.overview is not None:
             renew(self.overview, self.write(), self.describe())
+        elif self.home is not None:
+            self.overview = show("markdown", key_of(self.home, "overview"), self.write(), self.describe())
 
     def describe(self) -> str:
         """Return the line on the overview's card."""
@@ -89,6 +95,7 @@ class Page:
 _here: ContextVar[Page | None] = ContextVar("page", default=None)
 
 
+@costs_nothing("the overview")
 def open_page(home: Path | None = None, title: str = "") -> None:
     """Show what follows on the page of the surrounding flow run, also what the flows below it have to show.
 
@@ -98,23 +105,22 @@ def open_page(home: Path | None = None, title: str = "") -> None:
     """
     page = Page(_own_flow_run(), title, home)
     _here.set(page)
-    if home is not None:
-        page.links |= _earlier_links(home)
-        page.overview = show("markdown", key_of(home, "overview"), page.write(), page.describe())
-        if address := address_of(page.overview):
-            get_run_logger().info("How far this run is, with links: %s", address)
+    page.renew()
+    if page.overview is not None and (ui := get_current_settings().ui_url):
+        run_logger().info("How far this run is, with links: %s/%s/%s", ui, ARTIFACT, page.overview)
 
 
-def _earlier_links(home: Path) -> dict[str, str]:
-    """Return the links to MLflow that an earlier start has shown: a finished training does not ask MLflow again."""
-    keys = {key_of(home, what): what for what in ("mlflow", "mlflow-checkpoints")}
-    try:
-        with get_client(sync_client=True) as client:
-            wanted = ArtifactFilter(key=ArtifactFilterKey(any_=list(keys)))
-            found = client.read_artifacts(artifact_filter=wanted, sort=ArtifactSort.CREATED_DESC, limit=20)
-    except UNREACHED:
-        return {}
-    return {keys[str(artifact.key)]: str(artifact.data) for artifact in reversed(found)}
+@costs_nothing("a link of an earlier start")
+def recall_link(home: Path, what: str) -> None:
+    """Put a link that an earlier start has shown into the overview: what is finished does not ask the other server again."""
+    if (page := _here.get()) is None or what in page.links:
+        return
+    with reach() as client:
+        wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[key_of(home, what)]))
+        found = client.read_artifacts(artifact_filter=wanted, sort=ArtifactSort.CREATED_DESC, limit=1)
+    if found:
+        page.links[what] = str(found[0].data)
+        page.renew()
 
 
 def _own_flow_run() -> UUID | None:
@@ -123,9 +129,8 @@ def _own_flow_run() -> UUID | None:
 
 
 def address_of(artifact: UUID | None) -> str:
-    """Return the address of an artifact's page; empty if there is none, or no user interface."""
-    ui = get_current_settings().ui_url
-    return f"{ui}/artifacts/artifact/{artifact}" if ui and artifact else ""
+    """Return where an artifact's page is, for links on pages of Prefect; empty if there is none."""
+    return path_of(ARTIFACT, artifact) if artifact else ""
 
 
 def key_of(home: Path, what: str) -> str:
@@ -140,6 +145,7 @@ def key_of(home: Path, what: str) -> str:
     return "-".join(part for part in parts if part)
 
 
+@costs_nothing("how far a stage is")
 def note(name: str, state: str, text: str, address: str = "") -> None:
     """Say in the overview how far a stage is, and where its page is."""
     if (page := _here.get()) is not None:
@@ -151,6 +157,10 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
+_sent: dict[UUID, int] = {}  # what the server has, hashed: an update costs it a write, however little is new
+
+
+@costs_nothing("an artifact")
 def show(kind: Kind, key: str, data: Any, description: str, *, below: bool = False) -> UUID | None:
     """Show something on the page: what it shows under this key already is replaced.
 
@@ -166,31 +176,37 @@ def show(kind: Kind, key: str, data: Any, description: str, *, below: bool = Fal
     """
     opened = _here.get()
     page = _own_flow_run() if below or opened is None else opened.flow_run
-    try:
-        with get_client(sync_client=True) as client:
-            wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[key]))
-            if page is not None:
-                wanted.flow_run_id = ArtifactFilterFlowRunId(any_=[page])
-            found = client.read_artifacts(artifact_filter=wanted, limit=1) if page is not None else []
-            if found:
-                client.update_artifact(found[0].id, ArtifactUpdate(data=data, description=description))
-                return found[0].id
+    with reach() as client:
+        wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[key]))
+        if page is not None:
+            wanted.flow_run_id = ArtifactFilterFlowRunId(any_=[page])
+        found = client.read_artifacts(artifact_filter=wanted, limit=1) if page is not None else []
+        if not found:
             made = ArtifactCreate(key=key, type=kind, description=description, data=data, flow_run_id=page)
-            return client.create_artifact(made).id
-    except UNREACHED as error:
-        get_run_logger().warning("The run's page does not show %s: Prefect does not answer (%s)", key, error)
-        return None
+            artifact = client.create_artifact(made).id
+    if found:
+        artifact = found[0].id
+        _sent[artifact] = hash((str(found[0].data), found[0].description))
+        renew(artifact, data, description)
+    else:
+        _sent[artifact] = hash((str(data), description))
+    return artifact
 
 
+@costs_nothing("what is new in an artifact")
 def renew(artifact: UUID, data: Any, description: str) -> None:
-    """Bring something that is shown up to date; if the server does not answer, the next time will do."""
-    try:
-        with get_client(sync_client=True) as client:
-            client.update_artifact(artifact, ArtifactUpdate(data=data, description=description))
-    except UNREACHED as error:
-        get_run_logger().debug("The run's page is not up to date: %s", error)
+    """Bring something that is shown up to date, if it is not; if the server does not answer, the next time will do."""
+    new = hash((str(data), description))
+    if _sent.get(artifact) == new:
+        return
+    content = ArtifactUpdate(data=data, description=description).model_dump(mode="json", exclude_unset=True)
+    with reach() as client:
+        # Not `update_artifact`: it also sends an event with all of the data, which the server keeps.
+        client.request("PATCH", "/artifacts/{id}", json=content, path_params={"id": artifact})
+    _sent[artifact] = new
 
 
+@costs_nothing("the figures of a finished stage")
 def show_stage(stage: Stage, figures: Figures, name: str = "") -> None:
     """Show a finished stage: one sentence, its key figures in words and units, and where it is.
 
@@ -208,11 +224,13 @@ def show_stage(stage: Stage, figures: Figures, name: str = "") -> None:
     note(label, DONE, found.headline, address_of(artifact))
 
 
+@costs_nothing("a table")
 def show_table(home: Path, what: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
     """Show rows under their columns' names."""
     _show_linked("table", key_of(home, what), json.dumps(list(rows)), description)
 
 
+@costs_nothing("a link")
 def show_link(home: Path, what: str, address: str, text: str) -> None:
     """Show a link, also in the overview; `home` is where it belongs if no page is open."""
     page = _here.get()
@@ -222,11 +240,12 @@ def show_link(home: Path, what: str, address: str, text: str) -> None:
         page.link(what, address, text)
 
 
+@costs_nothing("a picture")
 def show_picture(home: Path, what: str, svg: str, description: str) -> None:
     """Show a picture that stands alone (`hubert.plots.standalone`)."""
     address = f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
     if len(address) > MAX_PICTURE:
-        get_run_logger().info("%s: a picture of %d bytes is left out here; the report has it", what, len(address))
+        run_logger().info("%s: a picture of %d bytes is left out here; the report has it", what, len(address))
         return
     _show_linked("image", key_of(home, f"picture-{what}"), address, description)
 

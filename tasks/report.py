@@ -8,8 +8,9 @@ from hubert.errors import TransientError
 from hubert.paths import RunFolder
 from hubert.pipeline import Iteration
 from hubert.report import is_summarised, summarise_run
-from tasks.page import key_of, open_page, show, show_link
+from tasks.page import key_of, open_page, recall_link, show, show_link
 from tasks.stage import cached, run_stage
+from tasks.train import link_of
 
 SUMMARY = "report of the run"
 LOGGED = "logged"  # names the MLflow server that has a report's figures
@@ -22,7 +23,9 @@ def run(iteration: Iteration) -> None:
     run_stage(stage)
     server = os.environ.get("MLFLOW_TRACKING_URI", "")
     logged = stage.folder / LOGGED
+    link = link_of(iteration.train, "mlflow-checkpoints")
     if not server or (was_done and logged.exists() and logged.read_text() == server):
+        recall_link(iteration.home, link)
         return
     from tasks.registry import log_evaluation  # as in tasks/train.py
     from tasks.tracking import tracker_of
@@ -34,7 +37,7 @@ def run(iteration: Iteration) -> None:
     except TransientError as error:
         get_run_logger().warning("%s. Run this again when it answers, and it gets all that it misses", error)
     else:
-        show_link(iteration.home, "mlflow-checkpoints", address, "checkpoints in MLflow: compare and choose")
+        show_link(iteration.home, link, address, "checkpoints in MLflow: compare and choose")
         logged.write_text(server)
 
 

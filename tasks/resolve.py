@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from prefect import get_client, get_run_logger, runtime, task
+from prefect import get_run_logger, runtime, task
 
 from hubert.errors import ConfigError
 from hubert.paths import RunFolder, demo_corpus_folder, find_recipe
 from hubert.recipe import read_recipe
 from hubert.resolve import Resolved, check_number, first_unfinished, resolve
+from tasks.artifacts import costs_nothing, reach
 from tasks.choose import Choose, settle_teacher
 from tasks.page import key_of, open_page, show
 from tasks.stage import RETRIES
@@ -52,15 +53,22 @@ def settle(run: str, recipe: str, data: str, *, choose: Choose = "auto", **wishe
 
 def announce(resolved: Resolved) -> Resolved:
     """Give the surrounding flow run the name and the tags by which people find it, such as `librispeech it2 layer 9`."""
+    name_flow_run(resolved)
+    return resolved
+
+
+@costs_nothing("its name and its tags")
+def name_flow_run(resolved: Resolved) -> None:
+    """Set name and tags of the surrounding flow run."""
     name, number, source = RunFolder.of(resolved.run).name, resolved.number, resolved.iteration.source
     title = f"{name} it{number} {'MFCC' if source.is_mfcc else f'layer {source.layer}'}"
     tags = {*runtime.flow_run.tags, name, f"it{number}"}
     if runtime.flow_run.id:
-        with get_client(sync_client=True) as client:
+        with reach() as client:
             client.update_flow_run(UUID(runtime.flow_run.id), name=title, tags=sorted(tags))
-    return resolved
 
 
+@costs_nothing("the overview")
 def open_overview(resolved: Resolved) -> None:
     """Begin the page of an iteration."""
     name, source = Path(resolved.run).name, resolved.iteration.source.describe()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from distributed.scheduler import KilledWorker
 from prefect import get_run_logger, task
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectHTTPStatusError
@@ -21,8 +21,9 @@ from prefect.states import Completed, Crashed
 from prefect.tasks import Task
 from prefect_dask.task_runners import DaskTaskRunner, PrefectDaskFuture
 
-from hubert.errors import ConfigError, DataError, TrainingCancelled, TrainingDiverged, TransientError
+from hubert.errors import ConfigError, DataError, TrainingCancelled, TrainingDiverged, TransientError, first_line
 from hubert.stage import Figures, Plan, Stage, group
+from tasks.artifacts import connect, costs_nothing, run_logger
 from tasks.failure import describe_shard, noting
 from tasks.page import show_link, show_stage
 from tasks.progress import Bar
@@ -88,14 +89,13 @@ class Patience:
         """Wait until a task has ended, however it ended.
 
         Raises:
-            TransientError: the cluster has given up to get workers.
+            TransientError: the cluster has given up to get workers; the caller takes its tasks back (`give_up`).
         """
         while not future.wrapped_future.done():  # type: ignore[attr-defined]  # all task runners' futures wrap one
             future.wait(WAIT_SECONDS)
             waits_for = ""
             if (cluster := slurm_workers()) is not None:
                 if cluster.failure:
-                    give_up(future, cluster.failure)
                     raise TransientError(f"{self.label}: {cluster.failure}")
                 waits_for = cluster.waits_for()
                 self._say(waits_for)
@@ -147,6 +147,7 @@ def run_stage(stage: Stage, name: str = "") -> Figures:
     return figures
 
 
+@costs_nothing("the Dask dashboard")
 def show_dashboard(stage: Stage) -> None:
     """Show where the Dask dashboard of the surrounding flow's workers is."""
     context = FlowRunContext.get()
@@ -188,8 +189,7 @@ def _deal_out(stage: Stage, plan: Plan, bar: Bar) -> None:
             try:
                 error = outcome(future, patience)
             except TransientError as end:  # there will be no workers: the others would stay pending for ever
-                for other in futures[number:]:
-                    give_up(other, str(end))
+                give_up(futures[number - 1 :], str(end))
                 raise
             if error is not None:
                 errors.append(error)
@@ -222,7 +222,7 @@ def outcome(future: PrefectFuture[Any], patience: Patience) -> BaseException | N
     try:
         future.result()  # the future keeps it
     except KilledWorker as error:
-        mark_crashed(future, f"the Dask worker died several times while it ran this: {error}")
+        mark_crashed([future], f"the Dask worker died several times while it ran this: {error}")
         return error
     except Exception as error:  # noqa: BLE001  (whatever the task raised is handed to the caller, who raises it)
         return error
@@ -238,7 +238,11 @@ def result_of(future: PrefectFuture[Any], patience: Patience) -> Any:
     Raises:
         TransientError: its workers died, several times, or none can be had.
     """
-    error = outcome(future, patience)
+    try:
+        error = outcome(future, patience)
+    except TransientError as end:
+        give_up([future], str(end))
+        raise
     if isinstance(error, KilledWorker):
         raise TransientError(
             f"{patience.label}: the workers died that ran this ({error}); likely cause: too little memory per worker; give the "
@@ -249,21 +253,38 @@ def result_of(future: PrefectFuture[Any], patience: Patience) -> Any:
     return future.result()
 
 
-def give_up(future: PrefectFuture[Any], message: str) -> None:
-    """Take back a task that no worker will run; one that has ended stays as it is."""
-    if not future.wrapped_future.done():  # type: ignore[attr-defined]  # all task runners' futures wrap one
+def give_up(futures: Sequence[PrefectFuture[Any]], message: str) -> None:
+    """Take back tasks that no worker will run; those that have ended stay as they are."""
+    waiting = [future for future in futures if not future.wrapped_future.done()]  # type: ignore[attr-defined]  # as above
+    for future in waiting:
         future.wrapped_future.cancel()  # type: ignore[attr-defined]
-        mark_crashed(future, message)
+    mark_crashed(waiting, message)
 
 
-def mark_crashed(future: PrefectFuture[Any], message: str) -> None:
-    """Set the state of a task run whose process is gone. One that no worker has started is unknown to the server."""
-    with get_client(sync_client=True) as client:
-        try:
-            client.set_task_run_state(future.task_run_id, Crashed(message=message), force=True)
-        except PrefectHTTPStatusError as error:
-            if error.response.status_code != HTTPStatus.NOT_FOUND:
-                raise
+def mark_crashed(futures: Sequence[PrefectFuture[Any]], message: str) -> None:
+    """Set the states of task runs whose process is gone. One that no worker has started is unknown to the server.
+
+    It is called on the way out of an error that must not be lost: if the server does not take it, a warning says so.
+    """
+    try:
+        with connect(retries=2) as client:
+            for future in futures:
+                _mark_crashed(client, future, message)
+    except Exception as error:  # noqa: BLE001  (it would stand in the place of the error that names the cause)
+        run_logger().warning(
+            "Prefect does not take that %d tasks have crashed, so its pages may show them as running (%s: %s)",
+            len(futures),
+            type(error).__name__,
+            first_line(error),
+        )
+
+
+def _mark_crashed(client: SyncPrefectClient, future: PrefectFuture[Any], message: str) -> None:
+    try:
+        client.set_task_run_state(future.task_run_id, Crashed(message=message), force=True)
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code != HTTPStatus.NOT_FOUND:
+            raise
 
 
 def name_group(indices: Sequence[int], num_shards: int) -> str:

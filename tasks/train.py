@@ -7,20 +7,22 @@ it; if it dies, it is started again from its last checkpoint. Cancelling the flo
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
-from prefect import get_run_logger, task
+from prefect import task
 
 from hubert.launch import STOP_SECONDS, Event, Launcher, LocalLauncher
 from hubert.paths import RunFolder
 from hubert.pipeline import Iteration
-from hubert.progress import number
+from hubert.progress import Pace, number
 from hubert.stage import Figures
 from hubert.train import MAX_RESTARTS, TrainStage, train_until_done
 from hubert.wording import duration, fixed, percent
+from tasks.artifacts import SHOW_SECONDS, costs_nothing, run_logger
 from tasks.cluster_settings import read_cluster
 from tasks.failure import noting
 from tasks.markdown import cell
-from tasks.page import AT_WORK, STOPPED, key_of, note, renew, show, show_link, show_picture, show_stage
+from tasks.page import AT_WORK, STOPPED, key_of, note, recall_link, renew, show, show_link, show_picture, show_stage
 from tasks.slurm_settings import SlurmSettings
 from tasks.slurm_training import SlurmLauncher
 from tasks.stage import cached
@@ -29,23 +31,31 @@ if TYPE_CHECKING:
     from tasks.tracking import Tracker
 
 MIRROR_SECONDS = 5.0  # between two requests to MLflow
-DRAW_SECONDS = 60.0  # between two pictures of the losses
+DRAW_SECONDS = 60.0  # until the first picture of the losses, then twice as long each time: the server keeps them all
+MAX_DRAW_SECONDS = 1800.0
+SPEED_SECONDS = 120.0  # of work, over which the time that is left is taken
 LOG_SECONDS = 10.0  # between two lines of the Prefect run's log
 JOB_STOP_SECONDS = 15.0  # for the last step and a checkpoint of a job whose run was cancelled
 
 
 class Follower:
-    """Shows a training's events: every line of its log, its losses now and then, MLflow a few seconds behind."""
+    """Shows a training's events: every line of its log, its losses now and then, MLflow a few seconds behind.
+
+    No error of what it shows on the page is one of the training.
+    """
 
     def __init__(self, stage: TrainStage, tracker: "Tracker | None") -> None:
         self.stage = stage
+        self.label = stage.label
         self.tracker = tracker
-        self.logger = get_run_logger()
+        self.logger = run_logger()
+        self.key = key_of(stage.parent, f"{stage.name}-progress")
         self.progress, self.state, self.news = 0.0, "", "no step yet"
-        self.bar = show("progress", key_of(stage.parent, f"{stage.name}-progress"), 0.0, self.description, below=True)
-        note(stage.label, AT_WORK, self.description)
-        self.mirrored = self.said = 0.0
-        self.drawn = time.monotonic()
+        self.speed = Speed()
+        self.bar: UUID | None = None
+        self.shown = self.mirrored = self.said = 0.0
+        self.drawn, self.draw_after = time.monotonic(), DRAW_SECONDS
+        self.show()
 
     @property
     def description(self) -> str:
@@ -62,6 +72,7 @@ class Follower:
             return
         now = time.monotonic()
         line = event.metrics
+        self.speed.look(line)
         if now - self.said > LOG_SECONDS or line["step"] >= self.stage.train.steps:
             self.said = now
             self.logger.info(
@@ -74,23 +85,30 @@ class Follower:
         if now - self.mirrored > MIRROR_SECONDS:
             self.mirrored = now
             self.progress = min(100.0, 100 * line["step"] / self.stage.train.steps)
-            self.news = describe(line, self.stage.train.steps)
-            self.show()
+            self.news = describe(line, self.stage.train.steps, self.speed.steps_per_second)
+            if now - self.shown >= SHOW_SECONDS:
+                self.show()
             self.mirror()
-            if now - self.drawn > DRAW_SECONDS:
+            if now - self.drawn > self.draw_after:
+                self.draw_after = min(2 * self.draw_after, MAX_DRAW_SECONDS)
                 self.draw()
 
+    @costs_nothing("the progress bar")
     def show(self, state: str = AT_WORK) -> None:
-        """Bring the progress bar up to date."""
-        if self.bar is not None:
+        """Bring the progress bar up to date, or show it if the server did not take it before."""
+        self.shown = time.monotonic()
+        if self.bar is None:
+            self.bar = show("progress", self.key, self.progress, self.description, below=True)
+        else:
             renew(self.bar, self.progress, self.description)
-        note(self.stage.label, state, self.description)
+        note(self.label, state, self.description)
 
+    @costs_nothing("the picture of the losses")
     def draw(self) -> None:
         """Show the losses so far as a picture."""
+        self.drawn = time.monotonic()
         from hubert.pictures import draw_training  # matplotlib takes a second to import
 
-        self.drawn = time.monotonic()
         if (picture := draw_training(self.stage.metrics)) is not None:
             show_picture(self.stage.parent, "loss", picture, f"{self.stage.label}: loss by step")
 
@@ -115,12 +133,34 @@ class Follower:
             self.logger.warning("MLflow does not answer; the training goes on, and its losses are sent later")
 
 
-def describe(line: Mapping[str, Any], steps: int) -> str:
-    """Return step, loss, speed and the time that is left, from a line of metrics."""
-    left = duration(line["seconds"] / line["step"] * max(0, steps - line["step"]))
+class Speed:
+    """How fast a training is now: after going on on other hardware, the average of all attempts would mislead for hours."""
+
+    def __init__(self) -> None:
+        self._pace = Pace(SPEED_SECONDS)
+        self._last = (0.0, 0)
+
+    def look(self, line: Mapping[str, Any]) -> None:
+        """Take note of a line of metrics."""
+        seconds, step = line["seconds"], line["step"]
+        if seconds < self._last[0] or step < self._last[1]:  # it went on from a checkpoint before the last line
+            self._pace = Pace(SPEED_SECONDS)
+        self._last = seconds, step
+        self._pace.look(seconds, step)
+
+    @property
+    def steps_per_second(self) -> float | None:
+        """Steps per second of work in the last minutes; None before the second line."""
+        return self._pace.rate
+
+
+def describe(line: Mapping[str, Any], steps: int, steps_per_second: float | None) -> str:
+    """Return step, loss, speed and, where that is known, the time that is left, from a line of metrics."""
+    missing = max(0, steps - line["step"])
+    left = f", {duration(missing / steps_per_second)} left" if steps_per_second else ""
     return (
         f"step {line['step']:,} of {steps:,}, loss {fixed(line['loss'])} nats and {percent(line['accuracy'])} % right on masked "
-        f"frames, {number(line['audio_seconds_per_second'])} s of audio per s, {left} left"
+        f"frames, {number(line['audio_seconds_per_second'])} s of audio per s{left}"
     )
 
 
@@ -133,20 +173,27 @@ def follow_training(label: str, iteration: Iteration, cluster: str) -> Figures: 
 
     stage, tracker = iteration.train, tracker_of(iteration)
     follower = Follower(stage, tracker)
-    launcher, max_restarts = find_launcher(cluster, follower.logger.warning)
-    with stage.lock(say=follower.logger.info):
-        if tracker is not None and (url := tracker.url()):  # in the lock: it makes the MLflow run, which must be one
-            show_link(iteration.home, "mlflow", url, f"{stage.label} in MLflow: losses while it trains")
-        plan = stage.plan()
-        try:
+    try:
+        launcher, max_restarts = find_launcher(cluster, follower.logger.warning)
+        with stage.lock(say=follower.logger.info):
+            if tracker is not None and (
+                url := tracker.url()
+            ):  # in the lock: it makes the MLflow run, which must be one
+                show_link(iteration.home, link_of(stage), url, f"{stage.label} in MLflow: losses while it trains")
+            plan = stage.plan()
             train_until_done(stage, follower, launcher=launcher, max_restarts=max_restarts)
-        except BaseException:
-            follower.stop()
-            raise
-        stage.run_shard(0, plan)
-        figures: Figures = stage.complete(plan)["figures"]
+            stage.run_shard(0, plan)
+            figures: Figures = stage.complete(plan)["figures"]
+    except BaseException:
+        follower.stop()
+        raise
     follower.finish()
     return figures
+
+
+def link_of(stage: TrainStage, what: str = "mlflow") -> str:
+    """Return what a link to MLflow is called: an iteration that is trained again with other settings has another one."""
+    return f"{what}-{stage.key[:8]}"
 
 
 def find_launcher(cluster: str, say: Callable[[str], object]) -> tuple[Launcher, int]:
@@ -166,6 +213,7 @@ def run(iteration: Iteration, cluster: str) -> Figures:
     stage = iteration.train
     if (done := stage.done()) is not None:
         cached(stage.label, str(stage.folder))
+        recall_link(iteration.home, link_of(stage))
         figures: Figures = dict(done["figures"])
     else:
         with noting(stage=stage.label, folder=stage.folder, log=stage.folder / "train.log"):

@@ -143,13 +143,22 @@ def test_the_overview_says_how_far_each_stage_is_and_links_to_all_the_rest(small
     for name in ("checkpoints", "picture-loss", "picture-abx"):
         assert f"/artifacts/artifact/{found[key_of(home, name)]['id']})" in text
     for name in ("mlflow", "mlflow-checkpoints"):
-        assert pages.get(key_of(home, name))["data"] in text
+        assert pages.get(key_of(home, f"{name}-{training_of(home)}"))["data"] in text
+
+
+def training_of(home):
+    """Return the key of an iteration's only training."""
+    (folder,) = home.glob("train-*")
+    return folder.name.removeprefix("train-")
 
 
 def test_links_lead_to_the_training_and_its_checkpoints(small_run, pages, service):
     mlflow.set_tracking_uri(service.settings.mlflow_url)
     home = RunFolder(small_run.folder).iteration(1)
-    links = {name: pages.get(key_of(home, name))["data"] for name in ("mlflow", "mlflow-checkpoints")}
+    links = {
+        name: pages.get(key_of(home, f"{name}-{training_of(home)}"))["data"]
+        for name in ("mlflow", "mlflow-checkpoints")
+    }
     addresses = {name: re.search(r"\((http://.+)\)", text)[1] for name, text in links.items()}
     for address in addresses.values():
         assert httpx.get(address).is_success
@@ -276,6 +285,28 @@ def test_speed_is_that_of_the_last_minutes():
     assert pace.rate == pytest.approx(0.1)
 
 
+def test_the_time_left_is_right_where_a_shard_takes_longer_than_the_window():
+    pace = Pace()
+    for now in range(0, 9001, 60):
+        pace.look(now, now // 1800)
+        assert pace.rate == (pytest.approx(1 / 1800) if now >= 1800 else None)
+
+
+def test_the_time_left_is_right_where_all_workers_end_at_once():
+    pace = Pace()
+    for now in range(0, 6001, 60):
+        pace.look(now, 16 * (now // 1200))
+        assert pace.rate == (pytest.approx(16 / 1200) if now >= 1200 else None)
+
+
+def test_work_that_stalls_takes_longer_by_and_by():
+    pace = Pace()
+    for now in range(0, 601, 60):
+        pace.look(now, now)
+    pace.look(1200, 600)
+    assert pace.rate == pytest.approx(600 / 1140)
+
+
 def test_what_shards_hold_follows_from_the_plan_and_the_lengths_of_the_files(tmp_path):
     pl.DataFrame({"num_samples": [16_000, 32_000, 48_000]}).write_parquet(tmp_path / "rows.parquet")
     pl.DataFrame({"num_samples": pl.Series([None, 16_000], dtype=pl.Int64)}).write_parquet(tmp_path / "unknown.parquet")
@@ -301,7 +332,7 @@ def test_a_receipt_counts_when_it_comes_and_an_old_one_when_it_is_written_anew(t
 def test_a_page_that_prefect_does_not_take_costs_no_work(tmp_path, pages, monkeypatch):
     """A stage ends well although none of its artifacts is accepted."""
     (tmp_path / "open-all").touch()
-    code = f"import tasks.page, httpx\ntasks.page.get_client = lambda **_: (_ for _ in ()).throw(httpx.ConnectError('gone'))\n{GATED}"
+    code = f"import tasks.artifacts, httpx\ntasks.artifacts.get_client = lambda **_: (_ for _ in ()).throw(httpx.ConnectError('gone'))\n{GATED}"
     run_flow(code, {"folder": str(tmp_path), "num_shards": 1, "cluster": "local"}, pages.environment, tmp_path / "log")
     assert GatedStage(tmp_path, 1).done()
     assert "page does not show" in (tmp_path / "log").read_text()
