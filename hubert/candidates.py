@@ -25,7 +25,7 @@ SERVICE, FORM, ANSWER, ALIAS = "service", "form", "answer", "alias"  # who chose
 
 @dataclass(frozen=True)
 class LayerScores:
-    """What was measured of a layer of a checkpoint; None: it was not. ABX error rates in per cent."""
+    """What was measured of a layer of a checkpoint; None: it was not. ABX error rates in per cent, as the report has them."""
 
     layer: int
     within: float | None = None
@@ -105,7 +105,7 @@ def _candidate(
             layer, _, why = choose_layer(outcome.iteration, row, {"rows": scored}, None)
         else:
             why = f"its layers were not scored; as for step {outcome.step}: {outcome.why}"
-    rates = {one["layer"]: one["selection"] for one in scored}
+    rates = {one["layer"]: one["reported"] for one in scored}  # what chooses may be other items: `selection`
     pnmi = {one["layer"]: one["pnmi"] for one in quality if one["layer"]}
     scores = (
         LayerScores(number, rates.get(number, {}).get("within"), rates.get(number, {}).get("across"), pnmi.get(number))

@@ -41,6 +41,11 @@ class World:
         """Whether this process writes the files."""
         return self.rank == 0
 
+    @property
+    def num_gpus(self) -> int:
+        """How many GPUs the processes use: one each, or none."""
+        return self.size if self.device.type == "cuda" else 0
+
 
 @contextmanager
 def join_world(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[World]:

@@ -76,6 +76,7 @@ def collect(
     unfinished = outcome is None
     outcome = NO_OUTCOME if outcome is None else outcome
     layers = layer_table(figures["abx"], figures["quality"], outcome)
+    rows = [stage_row(name, stages[name], content) for name, content in done.items() if content]
     return {
         "format": FORMAT,
         "run": run.name,
@@ -100,9 +101,9 @@ def collect(
         "training": {name: figures["train"].get(name) for name in TRAINING}
         | {"folder": stages["train"].name if "train" in stages else None},
         "hashes": hashes_of(done, outcome, resolved.get("source", {})),
-        "stages": [stage_row(name, stages[name], content) for name, content in done.items() if content],
+        "stages": rows,
         "hosts": hosts_of(done),
-        "environment": environment(),
+        "environment": environment(gpus_of(done)),
         "resolved": dict(resolved),
     }
 
@@ -218,11 +219,10 @@ def stage_row(name: str, folder: Path, done: Mapping[str, Any]) -> dict[str, Any
     A training's processes say themselves on what they ran; of the other stages the receipts do.
     """
     figures = done.get("figures", {})
-    device, trained = figures.get("device"), figures.get("seconds", 0.0)
-    device = device or " and ".join(done.get("devices", ())) or None
+    device = figures.get("device") or " and ".join(done.get("devices", ())) or None
     gpu_seconds = done.get("gpu_seconds") if done.get("devices") else None  # older receipts do not say
-    if name == "train" and device is not None:
-        gpu_seconds = 0.0 if device == CPU else figures.get("world_size", 1) * trained
+    if name == "train":
+        gpu_seconds = figures.get("gpu_seconds")  # nor do older trainings; `device` is that of the last start alone
     return {
         "name": name,
         "folder": str(folder),
@@ -293,15 +293,27 @@ def unit_usage(units: Path, num_units: int) -> npt.NDArray[np.int64] | None:
     return counts
 
 
-def environment() -> dict[str, str]:
-    """Describe the machine and the packages of the process that writes the report."""
+def gpus_of(done: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the GPUs on which stages say that they ran, each kind once."""
+    found = (
+        device
+        for content in done.values()
+        for device in (*content.get("devices", ()), content.get("figures", {}).get("device"))
+    )
+    return list(dict.fromkeys(device for device in found if device and device != CPU))
+
+
+def environment(gpus: Sequence[str]) -> dict[str, str]:
+    """Describe the machine and the packages of the process that writes the report, and the GPUs that stages used.
+
+    CUDA is not asked for the GPUs of this machine: that would initialise it, and hold memory, in a worker that needs none.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     machine = {
         "machine": platform.node(),
         "system": platform.platform(),
         "processor": f"{_processor()}, {cores} cores usable",
-        "GPU": ", ".join(gpus) or "none",
+        "GPUs that stages used": ", ".join(gpus) or "none noted",
         "threads of torch": str(torch.get_num_threads()),
         "Python": platform.python_version(),
     }

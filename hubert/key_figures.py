@@ -178,9 +178,9 @@ def _abx(_stage: Stage, figures: Figures) -> KeyFigures:
         [
             "" if row["step"] is None else value(row["step"]),
             row["representation"],
-            *(fixed(row["all"][speaker], 2) for speaker in ("within", "across")),
-            value(row["all"]["num_items"]),
-            value(row["all"]["num_cells"]),
+            *(fixed(row["reported"][speaker], 2) for speaker in ("within", "across")),
+            value(row["reported"]["num_items"]),
+            value(row["reported"]["num_cells"]),
             fixed(row["selection"]["across"], 2),
         ]
         for row in figures["rows"]
@@ -197,9 +197,9 @@ def _abx(_stage: Stage, figures: Figures) -> KeyFigures:
     )
     layers = [row for row in figures["rows"] if row["layer"]]
     best = min(layers, key=lambda row: row["selection"]["across"])
-    mfcc = next((row["all"]["across"] for row in figures["rows"] if not row["layer"]), None)
+    mfcc = next((row["reported"]["across"] for row in figures["rows"] if not row["layer"]), None)
     headline = (
-        f"lowest ABX error across speakers: {fixed(best['all']['across'], 2)} %, {best['representation']} at step "
+        f"lowest ABX error across speakers: {fixed(best['reported']['across'], 2)} %, {best['representation']} at step "
         f"{best['step']:,}" + (f" (MFCC: {fixed(mfcc, 2)} %)" if mfcc is not None else "")
     )
     remarks = [

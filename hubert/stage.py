@@ -63,7 +63,7 @@ class Receipt:
     seconds: float = 0.0
     adopted_from: str = ""
     jobs: tuple[str, ...] = ()  # the Slurm job that did it, if one did
-    device: str = ""  # the GPU that its process had in use, or "cpu"; empty in receipts of older versions
+    device: str = ""  # the GPU that it computed on, or "cpu"; empty in receipts of older versions
 
 
 @dataclass(frozen=True)
@@ -202,11 +202,12 @@ class Stage(ABC):
         found = self.receipt(index, plan)
         if found is not None:
             return found
-        start = time.perf_counter()
+        allocations, start = _gpu_allocations(), time.perf_counter()
         outputs, figures = self.work(plan.specs[index])
         seconds = round(time.perf_counter() - start, 3)
+        device = _gpu_name() if _gpu_allocations() > allocations else CPU
         sizes = self._sizes(outputs)
-        receipt = Receipt(index, plan.hash, sizes, figures, seconds, jobs=_own_job(), device=_device_in_use())
+        receipt = Receipt(index, plan.hash, sizes, figures, seconds, jobs=_own_job(), device=device)
         write_json(self.folder / "receipts" / f"{index:05d}.json", vars(receipt))
         return receipt
 
@@ -346,12 +347,19 @@ def _own_job() -> tuple[str, ...]:
     return (job,) if job else ()
 
 
-def _device_in_use() -> str:
-    """Return the name of the GPU that this process has in use, or `cpu`. It does not import torch for that."""
+def _gpu_allocations() -> int:
+    """Return how often this process has taken memory of its GPU so far: more after a shard's work, if that used the GPU.
+
+    That CUDA is initialised says nothing of a shard: stages share the processes. torch is not imported for this.
+    """
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
-        return CPU
-    return str(torch.cuda.get_device_name())
+        return 0
+    return int(torch.cuda.memory_stats().get("allocation.all.allocated", 0))
+
+
+def _gpu_name() -> str:
+    return str(sys.modules["torch"].cuda.get_device_name())
 
 
 def _by_number(job: str) -> tuple[int, str]:

@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -78,6 +78,18 @@ class Counters:
     nonfinite_in_a_row: int = 0
     num_samples: int = 0
     seconds: float = 0.0
+    gpu_seconds: float | None = 0.0  # None: not known, since an older version did the first steps
+
+    def add_time(self, seconds: float, num_gpus: int) -> None:
+        """Count the time of a step; a training may go on with other GPUs than it began with."""
+        self.seconds += seconds
+        if self.gpu_seconds is not None:
+            self.gpu_seconds += seconds * num_gpus
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any]) -> "Counters":
+        """Return the counters of a saved state."""
+        return cls(**{"gpu_seconds": None, **saved})
 
 
 class Trainer:
@@ -143,7 +155,7 @@ class Trainer:
                 stopping = self._step(batches)
                 seconds = time.perf_counter() - start
                 self.window.seconds += seconds
-                self.counters.seconds += seconds
+                self.counters.add_time(seconds, self.world.num_gpus)
                 bar.update()
                 self._record(stopping=stopping)
             if self.counters.step < last:
@@ -301,7 +313,7 @@ class Trainer:
             )
         self.model.load_state_dict(HuBERTPretrain.from_pretrained(path).state_dict())
         self.optimizer.load_state_dict(state["optimizer"])
-        self.counters = Counters(**state["counters"])
+        self.counters = Counters.of(state["counters"])
         self.window = Window(**state["window"])
 
     def _initialise(self) -> None:
@@ -340,6 +352,7 @@ class Trainer:
             "num_nonfinite": self.counters.num_nonfinite,
             "audio_hours": self.counters.num_samples / SAMPLE_RATE / 3600,
             "seconds": self.counters.seconds,
+            "gpu_seconds": self.counters.gpu_seconds,
             "num_parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "num_files": self.plan.num_files,
             "num_left_out": self.plan.num_left_out,

@@ -79,7 +79,7 @@ def scores_of(iteration: Iteration, outcome: Outcome) -> dict[str, float]:
         for row in iteration.abx.figures()["rows"]:
             if row["layer"] in (0, outcome.layer) and row["step"] in (None, outcome.step):
                 name = "mfcc" if row["layer"] == 0 else "best_layer"
-                scores |= {f"abx_{speaker}_{name}": row["all"][speaker] for speaker in ("within", "across")}
+                scores |= {f"abx_{speaker}_{name}": row["reported"][speaker] for speaker in ("within", "across")}
     if iteration.quality is not None:
         figures = iteration.quality.figures()["units"]
         scores |= {f"units_{name}": figures[name] for name in ("pnmi", "phone_purity", "cluster_purity")}

@@ -1,5 +1,8 @@
 """Naming a teacher by what a run left on disk, without any server."""
 
+from types import SimpleNamespace
+
+import polars as pl
 import pytest
 
 from hubert.candidates import (
@@ -9,13 +12,22 @@ from hubert.candidates import (
     LayerScores,
     Pick,
     find_run_checkpoint,
+    list_candidates,
     pick_of,
     read_candidates,
+    write_comparison,
 )
 from hubert.config import FeatureSettings
 from hubert.errors import ConfigError
+from hubert.findings import checkpoint_table, iteration_row, layer_table
+from hubert.key_figures import key_figures
+from hubert.outcome import Outcome, choose_layer
 from hubert.recipe import IterationSettings
 from hubert.resolve import choose_source
+from tasks.choose import candidate_table, describe_scores
+from tasks.outcome import checkpoint_row
+from tasks.registry import scores_of, version_tags
+from tasks.tracking import entry_metrics
 from tests.offered import write_offered
 
 SETTINGS = IterationSettings(features=FeatureSettings())
@@ -103,3 +115,55 @@ def test_a_pick_is_one_sentence(offered):
     assert pick.why == "step 4; layer 3"
     assert pick.with_layer(None) is pick
     assert pick.with_layer(2).why == "step 4; layer 2: as was given"
+
+
+def abx_row(layer: int, *, selection: float, reported: float) -> dict:
+    """Return a line of the ABX table with `abx.selection = "half"`: three rates, each on items of its own."""
+    rates = {"first half of items": selection, "second half of items": reported, "all items": 60.0}
+    selection, reported, every = (
+        {"within": rate - 1, "across": rate, "items": items, "num_items": 50, "num_cells": 9}
+        for items, rate in rates.items()
+    )
+    row = {"step": 400 if layer else None, "layer": layer, "representation": f"layer {layer}" if layer else "MFCC"}
+    return {**row, "selection": selection, "reported": reported, "all": every}
+
+
+def test_where_half_of_the_items_choose_every_place_shows_the_abx_of_the_other_half_that_the_report_shows(tmp_path):
+    rows = [
+        abx_row(0, selection=40.0, reported=41.0),
+        abx_row(1, selection=30.0, reported=20.0),
+        abx_row(2, selection=25.0, reported=27.25),  # lowest on the items that choose, not on those that are reported
+    ]
+    best = {
+        "step": 400,
+        "path": "p/step-400",
+        "sha256": "a",
+        "num_layers": 2,
+        "masked_loss": 3.5,
+        "masked_accuracy": 0.25,
+    }
+    validation = {"rows": [best], "best": best, "unigram_entropy": 4.0, "majority_accuracy": 0.1}
+    abx = {"rows": rows, "num_dropped_items": 0}
+    outcome = Outcome(1, best["path"], best["sha256"], 400, *choose_layer(1, best, abx, None))
+    iteration = SimpleNamespace(
+        abx=SimpleNamespace(name="abx", figures=lambda: abx),
+        quality=None,
+        validate=SimpleNamespace(figures=lambda: validation),
+        outcome=lambda: outcome,
+    )
+    (candidate,) = list_candidates(iteration)
+    assert candidate.layer == 2
+
+    layers = layer_table(abx, {}, vars(outcome))
+    assert iteration_row(1, layers, validation, vars(outcome))["abx_across"] == 27.25  # the report
+    assert checkpoint_table(validation, abx, vars(outcome))[0]["abx_across"] == 27.25
+    assert "ABX across 27.25 %" in describe_scores(candidate.best_layer)  # the form
+    assert "27.25" in candidate_table([candidate])
+    assert checkpoint_row(candidate, outcome)["ABX across (%)"] == "27.25"  # the page in Prefect
+    assert key_figures(iteration.abx, abx).headline.startswith("lowest ABX error across speakers: 27.25 %, layer 2")
+    table = pl.read_csv(write_comparison([candidate], tmp_path / "checkpoints.csv"))
+    assert (table["ABX across (%)"][0], table["ABX within (%)"][0]) == (27.25, 26.25)
+    assert scores_of(iteration, outcome)["abx_across_best_layer"] == 27.25  # MLflow
+    assert scores_of(iteration, outcome)["abx_across_mfcc"] == 41.0
+    assert entry_metrics(best, candidate)["abx_across_best_layer"] == 27.25
+    assert version_tags(candidate)["abx_across"] == "27.25 %"

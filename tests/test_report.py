@@ -14,10 +14,11 @@ import numpy as np
 import polars as pl
 import pytest
 import soundfile
+import torch
 
 from hubert import plots, wording
 from hubert.errors import DataError
-from hubert.findings import find_report
+from hubert.findings import find_report, stage_row
 from hubert.paths import RunFolder, write_json
 from hubert.phone_classes import order_phones
 from hubert.recipe import build_recipe
@@ -61,8 +62,8 @@ def abx_row(step: int | None, layer: int, within: float, across: float) -> dict[
 
 def make_train(home: Path, number: int, steps: int) -> Path:
     rng = np.random.default_rng(number)
-    gpus = {"device": "NVIDIA H200", "world_size": 4, "slurm_jobs": ["1017", "1021"]}
-    machine = gpus if number == 2 else {"device": "cpu", "world_size": 1}
+    gpus = {"device": "NVIDIA H200", "world_size": 4, "gpu_seconds": 4 * 190.0, "slurm_jobs": ["1017", "1021"]}
+    machine = gpus if number == 2 else {"device": "cpu", "world_size": 1, "gpu_seconds": 0.0}
     folder = finish(
         home, "train", {"steps": steps, "seconds": 190.0, "audio_hours": 32 * steps / 3600, **machine}, seconds=190.0
     )
@@ -485,6 +486,27 @@ def test_gpu_hours_are_those_of_the_processes_that_had_a_gpu(tmp_path):
     assert hours["manifest"] is None  # of an older version, which did not write it down
     words = read((stage.folder / "report.html").read_text()).words
     assert {"0.50", "0.71", "CPU", "NVIDIA H200"} <= set(words)  # 0.71: all
+
+
+def test_gpu_hours_of_a_training_are_those_of_all_its_starts_and_unknown_if_an_older_version_did_some(tmp_path):
+    stage = make_iteration(tmp_path / "moved", 2)
+    path = stage.stages["train"] / "done.json"
+    done = json.loads(path.read_text())
+    for counted in (90.0 * 8 + 100.0 * 4, None):  # first on 8 GPUs; the last start had 4
+        write_json(path, {**done, "figures": done["figures"] | {"gpu_seconds": counted}})
+        assert stage_row("train", stage.stages["train"], json.loads(path.read_text()))["gpu_seconds"] == counted
+
+
+def test_the_report_names_the_gpus_that_stages_used_and_asks_cuda_nothing(tmp_path, monkeypatch):
+    def initialise(*_):
+        raise AssertionError("CUDA was initialised")
+
+    monkeypatch.setattr(torch.cuda, "_lazy_init", initialise)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    stage = make_iteration(tmp_path / "quiet", 2)
+    stage.run()
+    _, content = find_report(RunFolder(tmp_path / "quiet"), 2)
+    assert content["environment"]["GPUs that stages used"] == "NVIDIA H200"
 
 
 def test_what_differs_from_the_paper_is_listed_and_nothing_else(run):

@@ -198,13 +198,29 @@ def test_the_receipts_say_on_what_a_shard_ran_and_the_stage_how_long_gpus_were_h
     stage = SquaresStage(tmp_path, (1, 2))
     plan = stage.plan()
     stage.run_shard(0, plan)
+    counts = iter((5, 8))  # allocations before the second shard's work, and after it
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda: {"allocation.all.allocated": next(counts)})
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
     second = stage.run_shard(1, plan)
     write_json(stage.folder / "receipts" / "00001.json", {**vars(second), "seconds": 7.5})
     done = stage.complete(plan)
     assert done["devices"] == ["NVIDIA H100", "cpu"]
     assert done["gpu_seconds"] == 7.5
+
+
+def test_a_shard_that_leaves_the_gpu_alone_is_not_counted_though_its_process_has_cuda_initialised(
+    tmp_path, monkeypatch
+):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda: {"allocation.all.allocated": 5})
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
+    stage = SquaresStage(tmp_path, (1,))
+    stage.run()
+    assert stage.done()["devices"] == ["cpu"]
+    assert stage.done()["gpu_seconds"] == 0.0
 
 
 def test_a_receipt_of_an_older_version_has_no_device_and_its_stage_claims_none(tmp_path):

@@ -4,7 +4,7 @@ import json
 import os
 import re
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from hubert.errors import ConfigError, TrainingDiverged, TransientError
 from hubert.job import Exit, LostOwnershipError, claim, learning_rate, read_job
 from hubert.paths import read_json, write_json
 from hubert.train import main
-from hubert.trainer import Trainer
+from hubert.trainer import Counters, Trainer
 from hubert.training_folder import read_metrics
 from tests.corpus import write_corpus
 from tests.training import ALONE, SETTINGS, TIMES, assert_same_training, job_of, metrics_of, train, write_table
@@ -253,6 +253,19 @@ def test_many_steps_in_a_row_that_are_not_finite_end_the_training(tmp_path, tabl
     job = job_of(tmp_path, table, learning_rate=1e30, warmup_steps=0, max_nonfinite_steps=3, weight_decay=0.0)
     with pytest.raises(TrainingDiverged, match=r"not finite in 3 steps in a row.*learning_rate \(1e\+30\)"):
         train(job)
+
+
+def test_gpu_time_adds_up_over_starts_on_other_numbers_of_gpus_and_is_unknown_after_an_older_version():
+    first = Counters()
+    first.add_time(10.0, 4)
+    again = Counters.of(asdict(first))
+    again.add_time(5.0, 2)
+    assert (again.seconds, again.gpu_seconds) == (15.0, 50.0)
+
+    old = {name: number for name, number in asdict(first).items() if name != "gpu_seconds"}
+    resumed = Counters.of(old)
+    resumed.add_time(5.0, 2)
+    assert (resumed.seconds, resumed.gpu_seconds) == (15.0, None)
 
 
 def test_a_window_without_a_finite_step_is_logged_as_null(tmp_path, table):

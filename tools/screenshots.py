@@ -84,13 +84,15 @@ class Camera:
         self.images = images
         self.failed: list[str] = []
 
-    def attempt(self, take: Callable[..., None], *arguments: Any) -> None:
-        """Take pictures; if that fails say so, and go on to the next ones."""
+    def attempt(self, take: Callable[..., None], *arguments: Any) -> bool:
+        """Take pictures; if that fails say so, and go on to the next ones. Returns whether they were taken."""
         try:
             take(*arguments)
         except (Error, AssertionError, ValueError, HubertError) as error:
             print(f"{take.__name__}: {error}", file=sys.stderr, flush=True)
             self.failed.append(take.__name__)
+            return False
+        return True
 
     def page(self, **size: int) -> "Page":
         """Open a page of a size (default: that of a small screen)."""
@@ -143,7 +145,8 @@ def take_all(camera: Camera, settings: "ServiceSettings", data: Path) -> None:
         wishes = {"run": RUN, "recipe": "demo", "data": str(data), "choose": "ask", "overrides": OVERRIDES}
         run_id = start_run(api, "hubert-pretraining", "local", wishes)
         camera.attempt(take_running, camera, settings, api, run_id)
-        take_question(camera, settings, run_id)
+        if not camera.attempt(take_question, camera, settings, run_id):
+            answer_question(api, run_id)
         camera.attempt(take_finished, camera, settings, api, run_id)
     camera.attempt(take_checkpoints, camera, settings)
     camera.attempt(take_registry, camera, settings)
@@ -196,6 +199,17 @@ def take_question(camera: Camera, settings: "ServiceSettings", run_id: str) -> N
     dialog.get_by_role("button", name="Resume").click()
     dialog.wait_for(state="hidden")
     prefect.page.close()
+
+
+def answer_question(api: "PrefectApi", run_id: str) -> None:
+    """Take what the form proposes, as nobody has answered it: the run waits for that, perhaps only in a while."""
+    from tasks.follow import EXIT_CODES, read_family
+
+    def goes_on() -> bool:
+        answer = api.post(f"/flow_runs/{run_id}/resume", {"run_input": {}})
+        return answer["status"] == "ACCEPT" or read_family(api, run_id)[0]["state_type"] in EXIT_CODES
+
+    wait_until("the answer", goes_on)
 
 
 def take_finished(camera: Camera, settings: "ServiceSettings", api: "PrefectApi", run_id: str) -> None:
