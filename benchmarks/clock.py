@@ -115,4 +115,4 @@ def cpu_seconds() -> float:
         except OSError:
             continue
         living += sum(int(field) for field in fields[11:15])
-    return times.user + times.system + times.children_user + times.children_system + living / TICKS
+    return time.process_time() + times.children_user + times.children_system + living / TICKS
