@@ -7,7 +7,8 @@ Short files go through in batches, long ones (`hubert.chunks`) chunk by chunk, s
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import Tensor
 from hubert.audio import AudioRef, read_waveform
 from hubert.chunks import DEFAULT_RULE, ChunkRule, chunking, cut, level, read_chunks
 from hubert.config import FeatureSettings, KMeansSettings
+from hubert.data import read_ahead
 from hubert.errors import ConfigError, DataError
 from hubert.frame_files import FrameWriter
 from hubert.manifest import audio_refs, manifest_digest, plan_shards, scan_manifest, select_sample, shard_digests
@@ -217,6 +219,22 @@ def batches_by_length(rows: pl.DataFrame, seconds: float, is_long: Callable[[int
         yield batch
 
 
+def read_batches(
+    rows: pl.DataFrame, is_long: Callable[[int], bool], *, batch_seconds: float, resample: bool
+) -> Generator[tuple[Batch, list[Tensor]]]:
+    """Yield `batches_by_length` with the waveforms; a thread reads the next batches while this one is computed.
+
+    A long file comes without its samples: it is read chunk by chunk. Close it to end the thread.
+    """
+
+    def read(batch: Batch) -> tuple[Batch, list[Tensor]]:
+        if is_long(batch[0][1].num_samples):
+            return batch, []
+        return batch, [read_waveform(ref, resample=resample) for _, ref in batch]
+
+    return read_ahead(batches_by_length(rows, batch_seconds, is_long), read, num_workers=1)
+
+
 class Piece(NamedTuple):
     """Features (F, D) of a file or of a stretch of it: of row `row` of the manifest, from frame `start` on."""
 
@@ -227,20 +245,21 @@ class Piece(NamedTuple):
 
 def extract(
     rows: pl.DataFrame, extractor: FeatureExtractor, *, batch_seconds: float, resample: bool
-) -> Iterator[Piece]:
+) -> Generator[Piece]:
     """Yield the features of all rows of a manifest, in order of length: one piece a file, more for a long one.
 
-    The pieces of a file follow each other and leave nothing out. Memory is one batch, or one chunk of a long file.
+    The pieces of a file follow each other and leave nothing out. Memory is a few batches of samples, and the features of
+    one batch or of one chunk of a long file.
     """
-    for batch in batches_by_length(rows, batch_seconds, extractor.is_long):
-        if extractor.is_long(batch[0][1].num_samples):
+    with closing(read_batches(rows, extractor.is_long, batch_seconds=batch_seconds, resample=resample)) as batches:
+        for batch, waveforms in batches:
+            if waveforms:
+                for (index, _), features in zip(batch, extractor(waveforms), strict=True):
+                    yield Piece(index, 0, features)
+                continue
             ((index, ref),) = batch
             for start, features in extractor.long_file(ref, resample=resample):
                 yield Piece(index, start, features)
-        else:
-            waveforms = [read_waveform(ref, resample=resample) for _, ref in batch]
-            for (index, _), features in zip(batch, extractor(waveforms), strict=True):
-                yield Piece(index, 0, features)
 
 
 @dataclass

@@ -5,9 +5,9 @@ memory a dozen times. Here they are built once, and all files of a batch lie one
 
     samples   |-- file 0 --|0|-- file 1 --------|0|-- file 2 ---|0 0|     each starts at a multiple of the hop
     frames    |0 1 2 . . x x |. . . . . . . . x x |. . . . . x x    |     x looks at two files, or at the end: unused
-    blocks    |-------- 128 frames --------|-------- 128 frames ----|     one product or transform each, in the cache
+    blocks    |-------- 256 frames --------|-------- 256 frames ----|     one product or transform each, in the cache
 
-A block always has 128 frames, so a frame goes through the same instructions in whatever batch or chunk it stands, and
+A block always has 256 frames, so a frame goes through the same instructions in whatever batch or chunk it stands, and
 its values do not depend on it.
 """
 
@@ -36,7 +36,7 @@ LIFTER = 22.0
 LOWEST_FREQUENCY = 20.0
 FLOOR = torch.finfo(torch.float32).eps  # of a mel bin's energy, before the logarithm
 
-BLOCK = 128  # frames: half a megabyte of windows and spectra, which stays in a core's cache; a multiple of 32 (vectors)
+BLOCK = 256  # frames: their windows and spectra are 1.5 MB, near a core's cache; a multiple of 32 (vectors)
 LANES = 16  # mel bins and cepstra are computed in groups of this, filled up with zeros: the width of a vector
 NUM_BANKS = 2
 
@@ -67,9 +67,11 @@ def batch_mfcc(waveforms: Sequence[Tensor]) -> list[Tensor]:
         raise ValueError(f"expected at least {WINDOW} samples for one MFCC frame, found {min(lengths)}")
     starts = [0, *accumulate(-(-length // SHIFT) for length in lengths)]  # in frames; the last is where all end
     num_blocks = -(-starts[-1] // BLOCK)
-    samples = torch.zeros(num_blocks * BLOCK * SHIFT + WINDOW - SHIFT, device=waveforms[0].device)
-    for start, waveform in zip(starts, waveforms, strict=False):
+    samples = torch.empty(num_blocks * BLOCK * SHIFT + WINDOW - SHIFT, device=waveforms[0].device)
+    for start, waveform, following in zip(starts, waveforms, starts[1:], strict=False):
         samples[start * SHIFT : start * SHIFT + len(waveform)] = waveform
+        samples[start * SHIFT + len(waveform) : following * SHIFT] = 0
+    samples[starts[-1] * SHIFT :] = 0
     static = _cepstra(samples.unfold(0, WINDOW, SHIFT))
     return [_with_differences(static[start : start + count]) for start, count in zip(starts, counts, strict=False)]
 
@@ -117,7 +119,8 @@ def _cepstra(frames: Tensor) -> Tensor:
     """Return the cepstra (F, 13) of frames (F, 400), F a multiple of the block."""
     window, banks, cosines = _tables(frames.device)
     # Views are made once, and frames start at multiples of 64 bytes: what is not arithmetic is half of the time here.
-    shifted, padded = frames.new_zeros(BLOCK, LANES + WINDOW), frames.new_zeros(BLOCK, FFT_SIZE)
+    shifted, padded = frames.new_empty(BLOCK, LANES + WINDOW), frames.new_empty(BLOCK, FFT_SIZE)
+    shifted[:, :LANES], padded[:, WINDOW:] = 0, 0
     centred, before = shifted[:, LANES:], shifted[:, LANES - 1 : -1]  # a frame's first sample counts 0 in the window
     emphasised = padded[:, :WINDOW]
     energies, cepstra = frames.new_empty(BLOCK, NUM_BANKS * LANES), frames.new_empty(len(frames), LANES)

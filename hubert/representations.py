@@ -1,6 +1,7 @@
 """MFCC and all layers of a checkpoint at once: what evaluation compares. The teacher runs once per file or chunk."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,10 +10,9 @@ import torch
 from torch import Tensor
 
 from hubert.abx_score import write_features
-from hubert.audio import read_waveform
 from hubert.chunks import ChunkRule
 from hubert.config import FeatureSettings
-from hubert.features import FeatureExtractor, FeatureSource, batches_by_length
+from hubert.features import FeatureExtractor, FeatureSource, read_batches
 from hubert.frame_files import FrameWriter
 from hubert.mfcc import MFCC_FRAME_RATE
 from hubert.sizes import FRAME_RATE
@@ -54,19 +54,20 @@ def every_representation(
     """
     chunks = ChunkRule.of(features)
     mfcc, teacher = FeatureExtractor(FeatureSource(), chunks), FeatureExtractor(source, chunks)
-    for batch in batches_by_length(rows, features.batch_seconds, teacher.is_long):
-        if teacher.is_long(batch[0][1].num_samples):
+    reading = read_batches(rows, teacher.is_long, batch_seconds=features.batch_seconds, resample=resample)
+    with closing(reading) as batches:
+        for batch, waveforms in batches:
+            if waveforms:
+                for layer, outputs in enumerate([mfcc(waveforms), *teacher.layers(waveforms)]):
+                    for (row, _), output in zip(batch, outputs, strict=True):
+                        yield LayerPiece(layer, row, 0, output.cpu())
+                continue
             ((row, ref),) = batch
             for start, output in mfcc.long_file(ref, resample=resample):
                 yield LayerPiece(MFCC, row, start, output)
             for start, outputs in teacher.long_file_layers(ref, resample=resample):
                 for layer, output in enumerate(outputs, 1):
                     yield LayerPiece(layer, row, start, output.cpu())
-            continue
-        waveforms = [read_waveform(ref, resample=resample) for _, ref in batch]
-        for layer, outputs in enumerate([mfcc(waveforms), *teacher.layers(waveforms)]):
-            for (row, _), output in zip(batch, outputs, strict=True):
-                yield LayerPiece(layer, row, 0, output.cpu())
 
 
 class LayerFolder:

@@ -1,5 +1,6 @@
 """Long files: cut so that memory is bounded, no frame is lost or moved, and short files notice nothing."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -282,6 +283,33 @@ def test_the_teacher_never_gets_more_than_a_chunk_or_a_batch(tmp_path: Path) -> 
     assert list(frames.values()) == [num_frames(length) for length in rows["num_samples"]]
     assert max(batch * samples for batch, samples in teacher.shapes) <= 4 * SAMPLE_RATE
     assert max(samples for _, samples in teacher.shapes) <= 3 * SAMPLE_RATE
+
+
+def test_the_next_batch_is_read_while_one_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = write_audio(tmp_path, [16_000, 17_000, 18_000])
+    started = {fileid: threading.Event() for fileid in rows["fileid"]}
+
+    def read(ref: AudioRef, *, resample: bool) -> torch.Tensor:
+        started[ref.fileid].set()
+        return read_waveform(ref, resample=resample)
+
+    monkeypatch.setattr("hubert.features.read_waveform", read)
+    pieces = extract(rows, FeatureExtractor(FeatureSource()), batch_seconds=1.0, resample=False)
+    first = next(pieces)
+    assert started[rows["fileid"][first.row + 1]].wait(timeout=60)
+    pieces.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
+
+
+def test_a_file_that_cannot_be_read_stops_the_extraction_and_is_named(tmp_path: Path) -> None:
+    rows = write_audio(tmp_path, [16_000, 17_000, 18_000])
+    Path(rows["path"][1]).unlink()
+    found = []
+    with pytest.raises(DataError, match="s/1"):
+        found.extend(
+            piece.row for piece in extract(rows, FeatureExtractor(FeatureSource()), batch_seconds=1.0, resample=False)
+        )
+    assert found == [0]  # in its place: what was read before is computed
 
 
 @pytest.mark.parametrize("config", [SMALL, LARGE])
