@@ -2,10 +2,11 @@
 
 dask-ml gets k-means++ centroids as its start (its own k-means|| fills most of them at random on speech) and runs Lloyd
 over arrays that stay sharded: no machine ever holds all frames. A sample that is small enough for one process
-(`kmeans.local_megabytes`) stays there: between workers an iteration costs 0.1 to 0.2 s of messages and bookkeeping,
-more than its arithmetic on half a million MFCC frames.
+(`kmeans.local_megabytes`) stays there: between workers the messages and bookkeeping of an iteration cost more than its
+arithmetic (benchmarks/results/cpu-speed.md, by `python benchmarks/cpu_speed.py kmeans`).
 """
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
@@ -16,6 +17,7 @@ import dask
 import dask.array as da
 import numpy as np
 import torch
+from dask.base import compute
 from dask.delayed import delayed
 from dask.system import CPU_COUNT
 from distributed import worker_client
@@ -26,6 +28,8 @@ from hubert.features import read_frames, shard_shape
 from hubert.kmeans import CHUNK, KMeansStage
 from hubert.stage import Figures
 from tasks.stage import run_stage
+
+MOMENT_ROWS = 2048  # frames that are float64 at a time: 13 MB of 768 dimensions
 
 
 class DaskKMeansStage(KMeansStage):
@@ -64,7 +68,7 @@ def dask_lloyd(
     frames = dask_frames(shards)
     with threads_here() if frames.nbytes <= settings.local_megabytes * 1e6 else connect():
         frames = frames.persist()
-        tolerance = settings.tolerance * float(frames.astype(np.float64).var(axis=0).mean().compute())
+        tolerance = settings.tolerance * dask_variance(frames)
         model = KMeans(len(centroids), init=centroids.numpy(), max_iter=settings.max_iterations, tol=tolerance)
         model.fit(frames)
         return torch.from_numpy(np.asarray(model.cluster_centers_, dtype=np.float32)), int(model.n_iter_)
@@ -73,12 +77,36 @@ def dask_lloyd(
 def threads_here() -> AbstractContextManager[Any]:
     """Return a context in which Dask computes by threads of this process, on all cores that it may use.
 
-    The arithmetic inside a task has torch's number of threads: one on a worker, all cores in a shell.
+    Those are the cores of its affinity and cgroup, and no more than Slurm gave the task: without cgroups Slurm does not
+    hold a process to them. The arithmetic inside a task has torch's number of threads: one on a worker, all cores in a
+    shell.
     """
+    cores = min(CPU_COUNT, int(os.environ.get("SLURM_CPUS_PER_TASK") or CPU_COUNT))
     threads: AbstractContextManager[Any] = dask.config.set(
-        scheduler="threads", num_workers=max(1, CPU_COUNT // torch.get_num_threads())
+        scheduler="threads", num_workers=max(1, cores // torch.get_num_threads())
     )
     return threads
+
+
+def dask_variance(frames: da.Array) -> float:
+    """Return the variance of the frames, averaged over the dimensions: `hubert.kmeans.mean_variance` of a Dask array.
+
+    Each chunk becomes three rows of numbers where it lies, and they are added up here in the order of the chunks. Dask's
+    own `var` of float64 frames holds several float64 copies of a chunk per thread.
+    """
+    moments = [delayed(chunk_moments)(chunk) for chunk in frames.to_delayed().ravel()]
+    count, total, squares = (sum(parts) for parts in zip(*compute(*moments), strict=True))
+    return float((squares / count - np.square(total / count)).mean())
+
+
+def chunk_moments(frames: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
+    """Return the number of frames (N, D) and the sums of their values and squares (D,), in float64, a few MB at a time."""
+    total, squares = np.zeros(frames.shape[1]), np.zeros(frames.shape[1])
+    for start in range(0, len(frames), MOMENT_ROWS):
+        block = frames[start : start + MOMENT_ROWS].astype(np.float64)
+        total += block.sum(axis=0)
+        squares += np.square(block, out=block).sum(axis=0)
+    return len(frames), total, squares
 
 
 def dask_frames(shards: Sequence[Path]) -> da.Array:

@@ -1,5 +1,6 @@
 """The codebook against scikit-learn, and Lloyd by torch and by dask-ml against each other."""
 
+import tracemalloc
 from contextlib import contextmanager
 
 import numpy as np
@@ -120,6 +121,41 @@ def test_the_variance_that_the_tolerance_is_relative_to_is_numpys(frames, shards
     assert mean_variance(lambda: iterate_chunks(shards)) == pytest.approx(
         frames.double().var(0, unbiased=False).mean().item()
     )
+
+
+def test_the_variance_over_dask_is_numpys_and_holds_no_float64_copy_of_a_chunk(frames, shards, tmp_path):
+    """A chunk of 40,000 frames of 78 numbers is 12 MB, and 25 MB in float64."""
+    import dask
+
+    from tasks.kmeans import chunk_moments, dask_frames, dask_variance
+
+    with dask.config.set(scheduler="synchronous"):
+        assert dask_variance(dask_frames(shards)) == pytest.approx(frames.double().var(0, unbiased=False).mean().item())
+        moved = 1000 + torch.randn(70_000, 3, generator=torch.Generator().manual_seed(0))  # two chunks, far from zero
+        save_file({"frames": moved}, tmp_path / "moved.safetensors")
+        found = dask_variance(dask_frames([tmp_path / "moved.safetensors"]))
+    assert found == pytest.approx(moved.double().var(0, unbiased=False).mean().item(), rel=1e-8)
+    chunk = np.ones((40_000, 78), np.float32)
+    tracemalloc.start()
+    chunk_moments(chunk)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < chunk.nbytes / 2
+
+
+def test_threads_are_no_more_than_slurm_gave(monkeypatch):
+    import dask
+
+    from tasks import kmeans
+
+    monkeypatch.setattr(kmeans, "CPU_COUNT", 64)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    for given, expected in ((None, 32), ("8", 4), ("1", 1), ("128", 32)):
+        monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+        if given:
+            monkeypatch.setenv("SLURM_CPUS_PER_TASK", given)
+        with kmeans.threads_here():
+            assert dask.config.get("num_workers") == expected
 
 
 def test_shards_are_counted_by_their_headers_and_read_in_part(frames, shards):

@@ -105,6 +105,18 @@ def test_waveforms_are_not_written_to_and_results_share_nothing() -> None:
     assert all(map(torch.equal, waveforms, copies))
 
 
+def test_results_are_plain_tensors_that_a_caller_may_change_and_train_on() -> None:
+    """Also when the tables were first made in inference mode, as in a stage."""
+    with torch.inference_mode():
+        mfcc(make_noise(5_000))
+    features = mfcc(make_noise(5_000).requires_grad_())
+    assert not features.requires_grad
+    features.mul_(2)
+    weights = torch.ones(39, requires_grad=True)
+    (features @ weights).sum().backward()
+    torch.testing.assert_close(weights.grad, features.sum(0))
+
+
 def test_the_extractor_gives_the_values_of_each_file() -> None:
     waveforms = [make_noise(9_999), make_noise(400), make_noise(40_000)]
     for found, waveform in zip(FeatureExtractor(FeatureSource())(waveforms), waveforms, strict=True):
