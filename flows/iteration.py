@@ -9,7 +9,7 @@ from hubert.outcome import Outcome
 from tasks import resolve, train
 from tasks.choose import Choose
 from tasks.cluster import cancel_jobs, task_runner
-from tasks.failure import write_page
+from tasks.failure import close_page, write_page
 from tasks.form import ClusterName, IterationOverrides, Number, RecipeName, RunName
 from tasks.preflight import check_cluster
 
@@ -18,6 +18,7 @@ from tasks.preflight import check_cluster
     name="hubert-iteration",
     flow_run_name=resolve.name_of_iteration,
     on_cancellation=[train.stop_trainings, cancel_jobs],
+    on_completion=[close_page],
     on_failure=[write_page],
     on_crashed=[cancel_jobs, write_page],
 )

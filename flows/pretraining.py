@@ -13,7 +13,7 @@ from flows.iteration import hubert_iteration
 from tasks import report, resolve, train
 from tasks.choose import Choose, ask_before
 from tasks.cluster import cancel_jobs
-from tasks.failure import write_page
+from tasks.failure import close_page, write_page
 from tasks.form import ClusterName, RecipeName, RunName, RunOverrides
 from tasks.preflight import check_cluster
 
@@ -22,6 +22,7 @@ from tasks.preflight import check_cluster
     name="hubert-pretraining",
     flow_run_name=resolve.name_of_run,
     on_cancellation=[train.stop_trainings, cancel_jobs],
+    on_completion=[close_page],
     on_failure=[write_page],
     on_crashed=[cancel_jobs, write_page],
 )

@@ -2,11 +2,13 @@
 
 Where is noted on the error while it passes (`noting`): the notes travel with it from a Dask worker, stand in every
 traceback, and `write_page` collects them. A process that was killed leaves no error: then the page says what was under way.
+A run that goes on after that and ends well says so in the place of the page (`close_page`).
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -25,9 +27,11 @@ from hubert.paths import RunFolder
 from hubert.stage import Plan, Stage
 from tasks.follow import read_family
 from tasks.markdown import path_of, table
+from tasks.page import key_of
 from tasks.prefect_api import PrefectApi, connect
 
-KEY = "what-failed"
+WHAT_FAILED = "what-failed"  # how the key of a page ends
+WENT_ON = "failed before, and went on: it has ended well since"
 FACTS = ("stage", "shard", "folder", "log")
 
 # What to do, by error; one point per line. {again} and {copy}: for a run that was started by a deployment, else the second.
@@ -117,8 +121,37 @@ def write_page(flow: Any, flow_run: Any, state: Any) -> None:  # noqa: ARG001  (
     error = state.result(raise_on_failure=False) if state.is_failed() else None
     with connect(PREFECT_API_URL.value() or "") as api:
         text = build_page(api, flow_run, error if isinstance(error, BaseException) else None, state.message or "")
-        content = {"key": KEY, "type": "markdown", "description": "what failed, where, and what to do"}
-        api.post("/artifacts/", {**content, "data": text, "flow_run_id": str(flow_run.id)})
+        content = {"data": text, "description": "what failed, where, and what to do"}
+        pages = _find_own(api, flow_run)
+        for page in pages:
+            api.patch(f"/artifacts/{page['id']}", content)
+        if not pages:
+            key = key_of_page(flow_run, read_family(api, str(flow_run.id))[0]["tags"])
+            api.post("/artifacts/", {**content, "key": key, "type": "markdown", "flow_run_id": str(flow_run.id)})
+
+
+def close_page(flow: Any, flow_run: Any, state: Any) -> None:  # noqa: ARG001  (Prefect passes all three by name)
+    """Say on the pages of earlier failures of a run that has ended well that it went on. Prefect calls it."""
+    if not PREFECT_API_URL.value():
+        return  # a server within the flow's process, which nobody looks at
+    with connect(PREFECT_API_URL.value() or "") as api:
+        key = key_of_page(flow_run, read_family(api, str(flow_run.id))[0]["tags"])
+        same = api.post("/artifacts/filter", {"artifacts": {"key": {"any_": [key]}}})
+        for page in {page["id"] for page in (*same, *_find_own(api, flow_run)) if page["description"] != WENT_ON}:
+            api.patch(f"/artifacts/{page}", {"data": f"It {WENT_ON}.", "description": WENT_ON})
+
+
+def key_of_page(flow_run: Any, tags: Collection[str]) -> str:
+    """Return the key of the page of a run, or of the iteration that its tags name: no other run has the same."""
+    number = next((tag for tag in tags if re.fullmatch(r"it\d+", tag)), "")
+    return key_of((_folder_of(flow_run) or Path(_name_of(flow_run))) / number, WHAT_FAILED)
+
+
+def _find_own(api: PrefectApi, flow_run: Any) -> list[dict[str, Any]]:
+    """Return the page of a flow run; its key may be another than now, if it failed before it knew its iteration."""
+    own = {"flow_run_id": {"any_": [str(flow_run.id)]}, "key": {"like_": WHAT_FAILED}}
+    found = api.post("/artifacts/filter", {"artifacts": own})
+    return [page for page in found if page["key"].endswith(WHAT_FAILED)]  # a run may have that name
 
 
 def build_page(api: PrefectApi, flow_run: Any, error: BaseException | None, message: str) -> str:
@@ -174,9 +207,19 @@ def _links(api: PrefectApi, family: list[dict[str, Any]], error: BaseException |
 
 def _run_of(flow_run: Any) -> str:
     """Return how the run is called in a shell: its name, or its path."""
-    run = str(flow_run.parameters.get("run", "demo"))
-    try:
-        folder = RunFolder.of(run)
-    except ConfigError:
+    run, root = _name_of(flow_run), _folder_of(flow_run)
+    if root is None:
         return "RUN"
-    return run if run == folder.name else f"'{folder.root}'" if re.search(r"\s", run) else str(folder.root)
+    return run if run == root.name else f"'{root}'" if re.search(r"\s", run) else str(root)
+
+
+def _name_of(flow_run: Any) -> str:
+    return str(flow_run.parameters.get("run", "demo"))
+
+
+def _folder_of(flow_run: Any) -> Path | None:
+    """Return the run's folder; None if its name cannot be one."""
+    try:
+        return RunFolder.of(_name_of(flow_run)).root
+    except ConfigError:
+        return None

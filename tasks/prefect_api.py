@@ -119,12 +119,22 @@ class PrefectApi:
         return {flow["id"]: flow["name"] for flow in found}
 
     def post(self, path: str, content: Mapping[str, Any], *, accepted: Collection[int] = ()) -> Any:
+        """Ask or add something, and return the answer."""
+        return self._send("POST", path, content, accepted).json()
+
+    def patch(self, path: str, content: Mapping[str, Any]) -> None:
+        """Change something that is there."""
+        self._send("PATCH", path, content)
+
+    def _send(
+        self, method: str, path: str, content: Mapping[str, Any], accepted: Collection[int] = ()
+    ) -> httpx.Response:
         """Send a request; for a while again if the server is busy (SQLite's lock is held: it answers 503)."""
         deadline = time.monotonic() + BUSY_SECONDS
         while True:
-            response = self._client.post(path, json=content)
+            response = self._client.request(method, path, json=content)
             if response.is_success or response.status_code in accepted:
-                return response.json()
+                return response
             if response.status_code == httpx.codes.UNAUTHORIZED:
                 raise ConfigError(
                     f"{response.request.url} asks for another auth string than this command has. It is in the file `auth` of "

@@ -3,13 +3,14 @@
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from distributed.protocol import deserialize, serialize
 
 from hubert.errors import ConfigError, DataError, TrainingCancelled, TrainingDiverged, TransientError
-from tasks.failure import KEY, advise, facts_of, noting
+from tasks.failure import WENT_ON, WHAT_FAILED, advise, facts_of, key_of_page, noting
 from tasks.follow import read_family, start_run
 from tasks.prefect_api import connect
 from tests.toy import hubert, write_material
@@ -35,9 +36,13 @@ def wait_for_end(api, run_id):
 
 def wait_for_page(api, run_id):
     """Return the markdown: written by the run's own process, or by the worker a moment after the run has ended."""
-    wanted = {"artifacts": {"flow_run_id": {"any_": [run_id]}, "key": {"any_": [KEY]}}}
-    (page,) = wait_for(lambda: api.post("/artifacts/filter", wanted), "the page")
+    (page,) = wait_for(lambda: pages_of(api, run_id), "the page")
     return page["data"]
+
+
+def pages_of(api, run_id):
+    found = api.post("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run_id]}}})
+    return [page for page in found if (page["key"] or "").endswith(WHAT_FAILED)]
 
 
 def damage(path):
@@ -96,6 +101,32 @@ def test_a_flow_whose_process_is_killed_leaves_a_page_with_what_was_under_way(se
     assert "SIGKILL" in page
     assert "| under way | [wait" in page
     assert "**Retry**" in page
+
+
+@pytest.mark.timeout(900)
+def test_two_runs_have_pages_of_their_own_and_one_that_is_retried_and_ends_well_says_that_it_went_on(service, tmp_path):
+    wishes = [{"run": str(tmp_path / name), "wanted": str(tmp_path / f"{name}.txt")} for name in ("first", "second")]
+    with connect(service.settings.api_url) as api:
+        first, second = (start_run(api, "faltering", "local", one) for one in wishes)
+        for run_id in (first, second):
+            assert "DataError" in wait_for_page(api, run_id)
+        (before,), (other,) = pages_of(api, first), pages_of(api, second)
+        assert before["key"] != other["key"]
+
+        (tmp_path / "first.txt").touch()
+        assert wait_for_end(api, first)["state_type"] == "FAILED"
+        retry = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": "Retry from the test"}
+        api.post(f"/flow_runs/{first}/set_state", {"state": retry, "force": True})
+        wait_for(lambda: WENT_ON in pages_of(api, first)[0]["data"], "the end of the retried run")
+        assert [page["id"] for page in pages_of(api, first)] == [before["id"]]  # in its place, not beside it
+        assert "DataError" in wait_for_page(api, second)
+
+
+def test_the_key_of_a_failures_page_names_run_folder_and_iteration(tmp_path):
+    runs = [SimpleNamespace(parameters={"run": str(tmp_path / name)}) for name in ("a/mine", "b/mine")]
+    keys = {key_of_page(run, tags) for run in runs for tags in ((), ("mine", "it1"), ("mine", "it2"))}
+    assert len(keys) == 6
+    assert all(key.startswith("mine-") and key.endswith(WHAT_FAILED) for key in keys)
 
 
 def test_what_is_noted_nearest_to_an_error_stands_and_travels_between_processes():

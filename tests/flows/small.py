@@ -9,7 +9,8 @@ from pathlib import Path
 
 from prefect import flow, get_run_logger, task
 
-from tasks.failure import write_page
+from hubert.errors import DataError
+from tasks.failure import close_page, write_page
 
 
 @flow(name="small")
@@ -38,6 +39,13 @@ def wait(answer: str, pids: list[int]) -> None:
 def endless(answer: str) -> None:
     """Run a subflow that does not end."""
     inner(answer)
+
+
+@flow(name="faltering", on_completion=[close_page], on_failure=[write_page])
+def faltering(run: str, wanted: str) -> None:
+    """Fail as long as a file is not there."""
+    if not Path(wanted).exists():
+        raise DataError(f"{wanted} of {run} is not there")
 
 
 @flow(name="spread")
