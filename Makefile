@@ -28,6 +28,7 @@ test-browser: setup  ## the pages of Prefect and MLflow as people use them, in C
 bench: setup  ## every stage beside the peers', who get an environment of their own (.bench-venv); prints and records a table
 	$(PYTHON_RUN) -m benchmarks.run
 	$(PYTHON_RUN) -m benchmarks.table
+	$(PYTHON_RUN) -m benchmarks.scale
 
 lock: setup  ## pin the newest versions that work together, with hashes and without index addresses
 	@[ -x .venv/bin/uv ] || .venv/bin/python -m pip install --quiet uv

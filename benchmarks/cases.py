@@ -81,7 +81,7 @@ def build_cases(size: str, device: str) -> list[Case]:
             "units-mfcc",
             "units of MFCC, from files to labels",
             "units",
-            {"source": "mfcc", "dtype": "float32", "layer": LAYER, "kind": "flac", "minutes": of(0.3, 4, 10)},
+            {"source": "mfcc", "dtype": "float32", "layer": LAYER, "kind": "flac", "minutes": minutes},
             repeats=repeats,
             agreement=True,
         ),

@@ -3,8 +3,9 @@
 Only the standard library at import: a cold start is measured with it.
 """
 
+import ctypes
 import gc
-import os
+import resource
 import sys
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 PROC = Path("/proc")
-TICKS = os.sysconf("SC_CLK_TCK")
+LEAST_SECONDS = 1.0  # of a round whose work is short: its work is then done again and again, and the mean counts
 
 
 class Clock:
@@ -51,6 +52,16 @@ class Clock:
         self.children_peak = max(self.children_peak, sum(own_memory(child) for child in children()))
         if self.device == "cuda":
             self.gpu_peak = _torch().cuda.max_memory_allocated()
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the present round is still shorter than a round should be."""
+        return time.perf_counter() - self._start < LEAST_SECONDS
+
+    def share(self, parts: float) -> None:
+        """Let the last round's times be the mean of so many equal parts of it."""
+        self.wall[-1] /= parts
+        self.cpu[-1] /= parts
 
     @property
     def peak(self) -> int:
@@ -106,13 +117,17 @@ def own_memory(pid: int) -> int:
 
 
 def cpu_seconds() -> float:
-    """Return the CPU time of this process, its children that ended, and those that live."""
-    times = os.times()
-    living = 0
-    for pid in children():
-        try:
-            fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        living += sum(int(field) for field in fields[11:15])
-    return time.process_time() + times.children_user + times.children_system + living / TICKS
+    """Return the CPU time of this process, its children that ended, and those that live, finer than the kernel's ticks."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + ended.ru_utime + ended.ru_stime + sum(map(_cpu_seconds_of, children()))
+
+
+def _cpu_seconds_of(pid: int) -> float:
+    """Return the CPU time of a process with all its threads; 0 if it has gone (then it counts among those that ended)."""
+    clock = ctypes.c_int()
+    if ctypes.CDLL(None).clock_getcpuclockid(pid, ctypes.byref(clock)):
+        return 0.0
+    try:
+        return time.clock_gettime(clock.value)
+    except OSError:
+        return 0.0

@@ -142,6 +142,31 @@ def test_a_clock_counts_the_memory_and_the_cpu_time_of_its_rounds():
     assert clock.cpu[0] > 0.02, "the child's time counts"
 
 
+def test_the_cpu_time_of_a_child_counts_once():
+    """While it lives by its own clock, afterwards among those that ended."""
+    code = "import time\nwhile time.process_time() < 0.3: pass\nprint('done', flush=True)\ninput()"
+    clock = Clock()
+    with clock:
+        child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        child.stdout.readline()
+    with clock:
+        child.communicate(b"\n")
+    living, ended = clock.cpu
+    assert living > 0.3
+    assert ended < 0.3, "what was counted while it lived is not counted again"
+    clock.share(2)
+    assert clock.cpu == [living, ended / 2]
+
+
+def test_a_short_round_lasts_a_second_and_counts_as_one_call():
+    from benchmarks.stages.loader import _drain
+
+    run = Run(Path(), Path(), "cpu", 1, {"deliver_minutes": 1}, 0.0)
+    outcome = _drain(run, iter(lambda: 16_000, None))
+    assert outcome.audio_seconds == 60
+    assert run.clock.wall[0] < 0.1, "60 batches of a second each take no time"
+
+
 def test_signals_are_the_same_at_every_call_and_survive_16_bits():
     lengths = signals.lengths(0.5)
     assert lengths == signals.lengths(2.0)[: len(lengths)], "the first minutes of a longer corpus are a shorter corpus"
