@@ -214,4 +214,5 @@ class MlflowPages:
         expect(dialog.get_by_role("status", name=alias)).to_be_visible()
         dialog.get_by_role("button", name="Save").click()
         dialog.wait_for(state="hidden")
+        self.page.reload()  # until then the page shows an alias that moved where it was
         expect(version.get_by_role("status", name=alias)).to_be_visible()
