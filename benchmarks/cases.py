@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 OURS, PEER = "ours", "minimal-hubert"
+OVER_WORKERS, BY_TORCH = "ours over workers", "ours by torch"  # other ways to fit a codebook
 SIZES = ("smoke", "quick", "full")
 LAYER = 6
 DEVICES = ("cpu", "cuda")
@@ -61,6 +62,8 @@ def build_cases(size: str, device: str) -> list[Case]:
             "kmeans",
             {"frames": "mfcc", "num_units": of(20, 100, 100)},
             unit="s",
+            sides=(OURS, PEER, OVER_WORKERS, BY_TORCH),
+            once=(OVER_WORKERS, BY_TORCH),
             repeats=repeats,
         ),
         *(
