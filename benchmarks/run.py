@@ -146,8 +146,8 @@ class Runner:
                 "spawned": time.time(),
             }
             (folder / "request.json").write_text(json.dumps(request))
-            command = [self.pythons[side == OURS], "-m", "benchmarks.measure", folder / "request.json"]
-            environment = self._environment(case.environment, ours=side == OURS)
+            command = [self.pythons[side.startswith(OURS)], "-m", "benchmarks.measure", folder / "request.json"]
+            environment = self._environment(case.environment, ours=side.startswith(OURS))
             with (folder / "log").open("w") as log:
                 try:
                     process = subprocess.run(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import LAYER, OURS
+from benchmarks.cases import LAYER, OURS, OVER_WORKERS
 from benchmarks.table import RESULTS
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -21,6 +21,7 @@ START = "<!-- scale: made by `python -m benchmarks.scale` -->"
 END = "<!-- end of scale -->"
 ORCHESTRATION = PROJECT / "benchmarks" / "results" / "orchestration.json"
 CORPORA = ((1_000, 8), (60_000, 32), (1_000_000, 32))  # hours of audio, GPUs: a step has 32 micro-batches
+LABELLING = "float32"  # features.dtype of the recipe: a test holds the two together
 MAX_SHARDS = 10_000  # of a stage: shards grow with the corpus, instead of their number
 
 
@@ -44,9 +45,9 @@ def read_rates(paths: list[Path] | None = None, orchestration: Path = ORCHESTRAT
     found = {path.stem: json.loads(path.read_text()) for path in (paths or RESULTS) if path.exists()}
     cpu, cuda = found.get("peers-cpu"), found.get("peers-cuda")
 
-    def side(result: dict[str, Any] | None, name: str) -> dict[str, Any] | None:
+    def side(result: dict[str, Any] | None, name: str, which: str = OURS) -> dict[str, Any] | None:
         rows = [] if result is None else result["rows"]
-        return next((row["sides"].get(OURS) for row in rows if row["name"] == name), None)
+        return next((row["sides"].get(which) for row in rows if row["name"] == name), None)
 
     def per_core(name: str) -> float | None:
         row = side(cpu, name)
@@ -56,7 +57,8 @@ def read_rates(paths: list[Path] | None = None, orchestration: Path = ORCHESTRAT
         row = side(cuda, name)
         return row["audio_seconds"] / row["wall_seconds"] if row else None
 
-    kmeans, checkpoint = side(cpu, "kmeans-mfcc"), side(cpu, "checkpoint")
+    # 100 h of MFCC are above `kmeans.local_megabytes`.
+    kmeans, checkpoint = side(cpu, "kmeans-mfcc", OVER_WORKERS), side(cpu, "checkpoint")
     overhead = json.loads(orchestration.read_text())["overhead_percent"] if orchestration.exists() else None
     sources = tuple(
         f"`benchmarks/results/{name}.json`: {result['machine']['gpu'] or result['machine']['processor']}, commit "
@@ -65,8 +67,8 @@ def read_rates(paths: list[Path] | None = None, orchestration: Path = ORCHESTRAT
     )
     return Rates(
         mfcc_units=per_core("units-mfcc"),
-        layer_units=per_core("units-float32"),
-        layer_gpu=per_gpu("layer-bfloat16"),
+        layer_units=per_core(f"units-{LABELLING}"),
+        layer_gpu=per_gpu(f"layer-{LABELLING}"),
         training_gpu=per_gpu("step-bfloat16"),
         training_core=per_core("step-bfloat16"),
         kmeans_frames=kmeans["figures"]["num_frames"] / kmeans["cpu_seconds"] if kmeans else None,
@@ -108,7 +110,7 @@ def estimate(hours: float, num_gpus: int, rates: Rates) -> dict[str, Any]:
         / 1e9,
         "core-hours: units of MFCC": _divide(hours, rates.mfcc_units),
         "core-hours: k-means of MFCC": frames / rates.kmeans_frames / 3600 if rates.kmeans_frames else None,
-        f"GPU-hours: units of layer {LAYER}": labelled,
+        f"GPU-hours: units of layer {LAYER}, {LABELLING}": labelled,
         "… or core-hours, without a GPU": _divide(hours, rates.layer_units),
         "GPU-hours: training (250k and 400k steps)": trained,
         "GPU-hours: validation": validated,
@@ -133,11 +135,11 @@ def render(rates: Rates) -> str:
     lines += [f"| {name} | {' | '.join(_write(column[name]) for column in columns)} |" for name in columns[0]]
     measured = {
         "units of MFCC, audio s / s of a core": rates.mfcc_units,
-        "units of a layer, audio s / s of a core": rates.layer_units,
-        "features of a layer, audio s / s of a GPU": rates.layer_gpu,
+        f"units of a layer, {LABELLING}, audio s / s of a core": rates.layer_units,
+        f"features of a layer, {LABELLING}, audio s / s of a GPU": rates.layer_gpu,
         "training step of base, audio s / s of a GPU": rates.training_gpu,
         "training step of base, audio s / s of a core": rates.training_core,
-        "k-means, frames / s of a core (the whole fit, 100 units)": rates.kmeans_frames,
+        "k-means, frames / s of a core (the whole fit over workers, 100 units)": rates.kmeans_frames,
         "wait for a checkpoint of base, s": rates.checkpoint_seconds,
         "overhead of Prefect, Dask and Slurm, % of the work": rates.task_overhead,
     }

@@ -237,6 +237,21 @@ def test_rates_are_taken_from_the_records_and_costs_follow_by_division(tmp_path)
     assert costs[0]["hours on so many GPUs"] is None, "not measured: not invented"
 
 
+def test_labelling_costs_what_it_does_in_the_arithmetic_of_the_recipe(tmp_path):
+    from hubert.paths import find_recipe
+    from hubert.recipe import read_recipe
+
+    assert read_recipe(find_recipe("librispeech-base")).iteration(2).features.dtype == scale.LABELLING
+    assert f"layer-{scale.LABELLING}" in {case.name for case in build_cases("quick", "cuda")}
+    rows = [
+        {"name": f"layer-{dtype}", "sides": {OURS: {"audio_seconds": audio, "wall_seconds": 1.0, "figures": {}}}}
+        for dtype, audio in (("bfloat16", 500.0), ("float32", 200.0))
+    ]
+    path = tmp_path / "peers-cuda.json"
+    path.write_text(json.dumps(recorded(rows)))
+    assert scale.read_rates([path], tmp_path / "none.json").layer_gpu == 200.0
+
+
 def test_the_peer_is_no_dependency_and_is_named_in_the_benchmarks_only():
     for name in ("pyproject.toml", "requirements.lock"):
         lines = [line.split("#")[0] for line in (PROJECT / name).read_text().splitlines()]

@@ -28,21 +28,54 @@ def _outcome(run: Run, centroids) -> Outcome:
     return Outcome(figures={"mean_squared_distance": _distance(run, centroids), "num_frames": frames})
 
 
-def ours(run: Run) -> Outcome:
-    """The stage, in one process (torch; on a cluster dask-ml does the same steps on its workers)."""
+def _ours(run: Run, fit, **settings) -> Outcome:  # noqa: ANN003
+    """Time `fit(stage)`, the whole stage."""
     use_threads(run)
+    import dask_ml.cluster  # noqa: F401
+    import sklearn.cluster  # noqa: F401  (the other side imports it before its time is taken, too)
+
     from hubert.config import KMeansSettings
     from hubert.features import FeatureSource
     from hubert.kmeans import Codebook, KMeansStage
 
     folder = run.inputs / f"frames-{run.options['frames']}"
-    settings = KMeansSettings(num_units=run.options["num_units"], backend="torch")
-    import sklearn.cluster  # noqa: F401  (the other side imports it before its time is taken, too)
-
-    stage = KMeansStage(run.scratch, [folder / "shard.safetensors"], "benchmark", FeatureSource(), settings)
+    chosen = KMeansSettings(num_units=run.options["num_units"], **settings)
+    stage = KMeansStage(run.scratch, [folder / "shard.safetensors"], "benchmark", FeatureSource(), chosen)
     with run.clock:
-        stage.run()
+        fit(stage)
     return _outcome(run, Codebook.load(stage.path).centroids)
+
+
+def ours(run: Run) -> Outcome:
+    """By the recipes' default: dask-ml, in this process up to `kmeans.local_megabytes` of frames."""
+    from tasks.local import fit_codebook
+
+    return _ours(run, fit_codebook)
+
+
+def ours_over_workers(run: Run) -> Outcome:
+    """As frames above `kmeans.local_megabytes` are fitted: dask-ml on Dask workers, which run already."""
+    import importlib
+    from contextlib import nullcontext
+
+    from tasks.kmeans import dask_lloyd
+    from tasks.local import connected
+
+    with connected("local") as client:
+        client.run(importlib.import_module, "dask_ml.cluster")
+
+        def fit(stage) -> None:
+            stage.lloyd = lambda seeds: dask_lloyd(stage.shards, seeds, stage.kmeans, lambda: nullcontext(client))
+            stage.run()
+
+        return _ours(run, fit, local_megabytes=0)
+
+
+def ours_by_torch(run: Run) -> Outcome:
+    """By `kmeans.backend = "torch"`, in this process."""
+    from tasks.local import fit_codebook
+
+    return _ours(run, fit_codebook, backend="torch")
 
 
 def peer(run: Run) -> Outcome:
@@ -62,4 +95,9 @@ def peer(run: Run) -> Outcome:
     return _outcome(run, found.cluster_centers_)
 
 
-SIDES = {"ours": ours, "minimal-hubert": peer}
+SIDES = {
+    "ours": ours,
+    "minimal-hubert": peer,
+    "ours over workers": ours_over_workers,
+    "ours by torch": ours_by_torch,
+}
