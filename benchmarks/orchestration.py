@@ -54,7 +54,7 @@ class SleepStage(Stage):
 def measure(folder: Path, cluster: str, num_shards: int, seconds: float) -> dict[str, Any]:
     """Run the stage in a flow, after the workers have come up, and return what it took."""
     from prefect import flow, get_run_logger
-    from prefect_dask import get_dask_client
+    from prefect.context import FlowRunContext
 
     from tasks.cluster import task_runner
     from tasks.stage import run_stage
@@ -65,8 +65,8 @@ def measure(folder: Path, cluster: str, num_shards: int, seconds: float) -> dict
     @flow(task_runner=task_runner(cluster, "extraction"))
     def sleep() -> None:
         run_stage(SleepStage(folder / "start", 1, 0.0))  # the first task starts the workers
-        with get_dask_client() as client:
-            client.wait_for_workers(NUM_WORKERS)
+        context = FlowRunContext.get()
+        context.task_runner.client.wait_for_workers(NUM_WORKERS)  # a new client would lack the cluster's certificates
         run_stage(SleepStage(folder / "warm", 2 * NUM_WORKERS, 1.0))  # each worker imports the project
         get_run_logger().info("%d workers are up", NUM_WORKERS)
         start = time.perf_counter()
@@ -118,16 +118,14 @@ def main() -> None:
 
 def start_service(folder: Path, stack: ExitStack) -> dict[str, str]:
     """Start the servers on free ports until the stack is left; return the variables that a flow needs."""
-    import socket
-
     from tasks import service
     from tasks.service_settings import ServiceSettings, environment
+    from tools.ports import free_ports
 
-    with socket.socket() as one, socket.socket() as other:
-        for probe in (one, other):
-            probe.bind(("127.0.0.1", 0))
-        ports = {"prefect_port": one.getsockname()[1], "mlflow_port": other.getsockname()[1]}
-    settings = ServiceSettings(folder=folder, profiles=folder / "profiles.toml", **ports)
+    prefect_port, mlflow_port = free_ports(2)
+    settings = ServiceSettings(
+        folder=folder, profiles=folder / "profiles.toml", prefect_port=prefect_port, mlflow_port=mlflow_port
+    )
     service.up(settings)
     stack.callback(service.down, settings)
     return environment(settings)
