@@ -158,6 +158,7 @@ class MlflowPages:
         self.page.goto(f"{self.url}/#/experiments?{TRAINING}")
         self.close_assistant()
         self.page.goto(f"{self.url}/{self._address(name)}/runs?{TRAINING}")
+        self.page.reload()  # a list that was shown before is shown again, without what came since
 
     def close_assistant(self) -> None:
         """Close the panel that a first visit opens over a third of the page."""
