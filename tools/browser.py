@@ -16,6 +16,9 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 WAIT_SECONDS = 60.0  # for a page to show something
 TRIES = 3
 RUN_SECONDS = 900.0  # for a run of seconds, on a machine that does other things
+STATE = re.compile(
+    "^(Scheduled|Late|Pending|Running|Retrying|AwaitingRetry|Suspended|Paused|Completed|Failed|Crashed|Cancell?ing|Cancelled)$"
+)
 WIDE = 2400  # MLflow writes only those columns into the page that are in sight
 TRAINING = "workflowType=machine_learning"  # MLflow's pages open for language models otherwise
 
@@ -112,9 +115,9 @@ class PrefectPages:
         self.page.goto(f"{self.ui_url}/runs/flow-run/{run_id}")
 
     def wait_for_state(self, name: str) -> None:
-        """Wait until the page says that its run is in a state."""
-        state = self.page.get_by_role("main").get_by_text(name, exact=True).first
-        expect(state).to_be_visible(timeout=1000 * RUN_SECONDS)
+        """Wait until the page says that its run is in a state: in its head, above the states of the runs below it."""
+        head = self.page.get_by_role("main").get_by_text(STATE).first
+        expect(head).to_have_text(name, timeout=1000 * RUN_SECONDS)
 
     def open_question(self) -> Locator:
         """Open the form of a run that waits for an answer; returns the dialog."""
