@@ -64,8 +64,8 @@ def check_cluster(cluster: str) -> None:
         try:
             problem = find_problem(getattr(settings, name))
         except SlurmUnreachable as error:
-            _logger().warning("%s. What %s of the cluster file asks for was not checked", error, name)
-            continue
+            _logger().warning("%s. The section %s of the cluster file was not checked, nor those after it", error, name)
+            return  # each question to a silent Slurm takes as long
         if problem is None:
             continue
         shared = f" (or site.{problem.key})" if problem.key in Site.model_fields else ""

@@ -87,7 +87,7 @@ def test_a_slurm_that_does_not_answer_is_only_warned_of(slurm, tmp_path, caplog)
         check_cluster(str(write_site(tmp_path / "site.yaml")))
     finally:
         slurm.start_controller()
-    assert "was not checked" in caplog.text
+    assert "The section extraction of the cluster file was not checked" in caplog.text
 
 
 @pytest.fixture
