@@ -15,6 +15,7 @@ from torch import Tensor
 
 from benchmarks.torchaudio_model import build
 from hubert import HuBERTPretrain
+from hubert.export import torchaudio_dimensions
 from hubert.masks import span_mask
 from hubert.sizes import SAMPLE_RATE, SIZES, ModelConfig, num_frames
 
@@ -22,20 +23,7 @@ from hubert.sizes import SAMPLE_RATE, SIZES, ModelConfig, num_frames
 def build_torchaudio(config: ModelConfig, num_classes: int) -> torch.nn.Module:
     """Build torchaudio's pretraining model with our dimensions."""
     dimensions = {
-        "extractor_mode": f"{config.extractor_norm}_norm",
-        "extractor_conv_layer_config": list(config.conv_layers),
-        "extractor_conv_bias": config.conv_bias,
-        "encoder_embed_dim": config.dim,
-        "encoder_projection_dropout": config.input_dropout,
-        "encoder_pos_conv_kernel": config.pos_conv_kernel,
-        "encoder_pos_conv_groups": config.pos_conv_groups,
-        "encoder_num_layers": config.num_layers,
-        "encoder_num_heads": config.num_heads,
-        "encoder_attention_dropout": config.attention_dropout,
-        "encoder_ff_interm_features": config.ffn_dim,
-        "encoder_ff_interm_dropout": config.activation_dropout,
-        "encoder_dropout": config.dropout,
-        "encoder_layer_norm_first": config.layer_norm_first,
+        **torchaudio_dimensions(config),
         "final_dim": config.final_dim,
         "feature_grad_mult": config.feature_grad_mult if config.feature_grad_mult < 1 else None,
     }

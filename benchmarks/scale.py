@@ -4,18 +4,16 @@
 measured yet is a dash, and the page says what would fill it.
 """
 
-import argparse
 import json
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import LAYER, OURS, OVER_WORKERS
+from benchmarks.page import PROJECT, keep
 from benchmarks.table import RESULTS
 
-PROJECT = Path(__file__).resolve().parent.parent
 PAGE = PROJECT / "docs" / "scale.md"
 START = "<!-- scale: made by `python -m benchmarks.scale` -->"
 END = "<!-- end of scale -->"
@@ -159,25 +157,9 @@ def _write(value: float | None) -> str:
     return f"{value:.3g}"
 
 
-def insert(text: str, table: str) -> str:
-    """Return the page with the table between its markers."""
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        sys.exit(f"{PAGE}: expected the lines {START} and {END}, between which the table stands")
-    return f"{before}{START}\n\n{table}\n\n{END}{after}"
-
-
 def main() -> None:
     """Write or check the page."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--check", action="store_true")
-    args = parser.parse_args()
-    text = PAGE.read_text()
-    wanted = insert(text, render(read_rates()))
-    if args.check and text != wanted:
-        sys.exit("docs/scale.md and benchmarks/results differ; run: python -m benchmarks.scale")
-    PAGE.write_text(wanted)
+    keep(PAGE, render(read_rates()), START, END, module="benchmarks.scale")
 
 
 if __name__ == "__main__":

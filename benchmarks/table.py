@@ -3,14 +3,13 @@
 Without --check it is written between the README's two markers; with it the command fails if it is not what stands there.
 """
 
-import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-PROJECT = Path(__file__).resolve().parent.parent
+from benchmarks.page import PROJECT, keep
+
 README = PROJECT / "README.md"
 RESULTS = [PROJECT / "benchmarks" / "results" / f"peers-{device}.json" for device in ("cpu", "cuda")]
 START = "<!-- benchmarks: made by `python -m benchmarks.table` -->"
@@ -146,25 +145,9 @@ def _disk(row: dict[str, Any]) -> list[list[str]]:
     return [[title, "MB / h", _number(mine), _number(theirs), f"1/{theirs / mine:.1f} of it", "", ""]]
 
 
-def insert(text: str, table: str) -> str:
-    """Return the README's text with the table between its markers."""
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        sys.exit(f"{README}: expected the lines {START} and {END}, between which the table stands")
-    return f"{before}{START}\n\n{table}\n\n{END}{after}"
-
-
 def main() -> None:
-    """Write or check the README."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--check", action="store_true")
-    args = parser.parse_args()
-    text = README.read_text()
-    wanted = insert(text, render(read_results()))
-    if args.check and text != wanted:
-        sys.exit(f"{README.name} and benchmarks/results differ; run: python -m benchmarks.table")
-    README.write_text(wanted)
+    """Write or check the page."""
+    keep(README, render(read_results()), START, END, module="benchmarks.table")
 
 
 if __name__ == "__main__":

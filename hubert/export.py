@@ -112,18 +112,9 @@ def preprocessor_config(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def torchaudio_config(config: ModelConfig, num_classes: int | None) -> dict[str, Any]:
-    """Return how torchaudio builds the model: a function and its arguments, for the strict loading of `model.pt`.
-
-    Raises:
-        ConfigError: torchaudio has no such model.
-    """
-    if config.layer_norm_eps != _TORCHAUDIO_EPS:
-        raise ConfigError(
-            f"layer_norm_eps = {config.layer_norm_eps}: torchaudio's models have {_TORCHAUDIO_EPS} only; use format "
-            "transformers"
-        )
-    arguments: dict[str, Any] = {
+def torchaudio_dimensions(config: ModelConfig) -> dict[str, Any]:
+    """Return a model's dimensions and dropouts as the arguments of torchaudio's models, all but layerdrop."""
+    return {
         "extractor_mode": f"{config.extractor_norm}_norm",
         "extractor_conv_layer_config": [list(layer) for layer in config.conv_layers],
         "extractor_conv_bias": config.conv_bias,
@@ -138,8 +129,21 @@ def torchaudio_config(config: ModelConfig, num_classes: int | None) -> dict[str,
         "encoder_ff_interm_dropout": config.activation_dropout,
         "encoder_dropout": config.dropout,
         "encoder_layer_norm_first": config.layer_norm_first,
-        "encoder_layer_drop": config.layerdrop,
     }
+
+
+def torchaudio_config(config: ModelConfig, num_classes: int | None) -> dict[str, Any]:
+    """Return how torchaudio builds the model: a function and its arguments, for the strict loading of `model.pt`.
+
+    Raises:
+        ConfigError: torchaudio has no such model.
+    """
+    if config.layer_norm_eps != _TORCHAUDIO_EPS:
+        raise ConfigError(
+            f"layer_norm_eps = {config.layer_norm_eps}: torchaudio's models have {_TORCHAUDIO_EPS} only; use format "
+            "transformers"
+        )
+    arguments = {**torchaudio_dimensions(config), "encoder_layer_drop": config.layerdrop}
     if num_classes is None:
         return _torchaudio_folder(config, "wav2vec2_model", {**arguments, "aux_num_out": None})
     mask = {

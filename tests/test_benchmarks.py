@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import machine, scale, signals, table
+from benchmarks import machine, page, scale, signals, table
 from benchmarks.cases import DEVICES, OURS, PEER, SIZES, Case, build_cases, inputs_of
 from benchmarks.clock import Clock
 from benchmarks.measure import Run
@@ -58,12 +58,16 @@ def recorded(rows):
 
 def test_the_readme_shows_what_is_recorded():
     text = table.README.read_text()
-    assert table.insert(text, table.render(table.read_results())) == text, "run: python -m benchmarks.table"
+    assert page.insert(text, table.render(table.read_results()), table.START, table.END, table.README) == text, (
+        "run: python -m benchmarks.table"
+    )
 
 
 def test_the_page_on_scale_shows_what_is_recorded():
     text = scale.PAGE.read_text()
-    assert scale.insert(text, scale.render(scale.read_rates())) == text, "run: python -m benchmarks.scale"
+    assert page.insert(text, scale.render(scale.read_rates()), scale.START, scale.END, scale.PAGE) == text, (
+        "run: python -m benchmarks.scale"
+    )
 
 
 def test_medians_and_ratios_are_those_of_the_measurements():

@@ -284,7 +284,8 @@ def prefect(environment, *words: str) -> None:
 
 @pytest.mark.parametrize("point", [UNITS, CHECKPOINT])
 def test_cancelling_in_prefect_empties_the_queue_within_30_s(point, parameters, environment, run, slurm, own_service):
-    flow_run = start_deployment(parameters, run, own_service)
+    endless = {"overrides": {"train": {"steps": 100_000}}}  # it must not end before the cancel comes
+    flow_run = start_deployment({**parameters, **endless}, run, own_service)
     wait_until(lambda: any(run.glob(point)), f"{point}; {state_of(flow_run, own_service)}")
     assert slurm.jobs()
     prefect(environment, "flow-run", "cancel", flow_run)

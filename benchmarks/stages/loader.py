@@ -22,20 +22,26 @@ def _drain(run: Run, batches) -> Outcome:
     return Outcome(wanted / signals.SAMPLE_RATE)
 
 
-def our_loader(run: Run, kind: str):
-    """Return our trainer's endless batches."""
+def train_settings(run: Run):
+    """Return our settings for one micro-batch a step."""
     from hubert.config import TrainSettings
-    from hubert.data import CropPlan, load_batches
-    from hubert.table import Table
 
-    table = Table(run.inputs / f"subset-{run.options['minutes']:g}" / f"table-{kind}")
     seconds = run.options["batch_seconds"]
-    settings = TrainSettings(
+    return TrainSettings(
         batch_seconds=seconds,
         micro_batch_seconds=seconds,
         max_seconds=MAX_SECONDS,
         num_workers=run.options["workers"],
     )
+
+
+def our_loader(run: Run, kind: str):
+    """Return our trainer's endless batches."""
+    from hubert.data import CropPlan, load_batches
+    from hubert.table import Table
+
+    table = Table(run.inputs / f"subset-{run.options['minutes']:g}" / f"table-{kind}")
+    settings = train_settings(run)
     plan = CropPlan(table.num_samples, table.fileid_hash, table.frame_rate, settings)
     return load_batches(table, plan, settings, first_step=0, rank=0, size=1, pin=run.device == "cuda")
 

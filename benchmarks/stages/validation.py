@@ -5,28 +5,21 @@ Ours scores every utterance, its start, with masked and unmasked accuracies; the
 
 from benchmarks import signals
 from benchmarks.measure import Outcome, Run, use_threads
-from benchmarks.stages.loader import MAX_SECONDS
+from benchmarks.stages.loader import MAX_SECONDS, train_settings
 
 
 def ours(run: Run) -> Outcome:
     """hubert.validate, float32."""
     use_threads(run)
     from hubert import HuBERTPretrain
-    from hubert.config import TrainSettings, ValidateSettings
+    from hubert.config import ValidateSettings
     from hubert.table import Table
     from hubert.validate import score
 
     model = HuBERTPretrain.from_pretrained(run.inputs / "model" / "own").to(run.device)
     table = Table(run.inputs / f"subset-{run.options['minutes']:g}" / "table-flac")
-    seconds = run.options["batch_seconds"]
-    train = TrainSettings(
-        batch_seconds=seconds,
-        micro_batch_seconds=seconds,
-        max_seconds=MAX_SECONDS,
-        num_workers=run.options["workers"],
-    )
     with run.clock:
-        row = score(model, table, ValidateSettings(), train).row()
+        row = score(model, table, ValidateSettings(), train_settings(run)).row()
     return Outcome(row["hours"] * 3600, figures={"masked_loss": row["masked_loss"]})
 
 
