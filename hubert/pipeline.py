@@ -255,7 +255,8 @@ class Iteration:
         path = data / name if data.is_dir() else data
         if not path.exists():
             raise ConfigError(
-                f"{path} does not exist: the recipe {self.resolved.recipe_name!r} expects {name!r} in {data}"
+                f"{path} does not exist: the recipe {self.resolved.recipe_name!r} expects {name!r} in {data}. Likely cause: that "
+                "recipe is for another corpus. Fix: for any folder of audio take one that names no parts, such as 'base'"
             )
         return path
 
