@@ -7,7 +7,8 @@ Short files go through in batches, long ones (`hubert.chunks`) chunk by chunk, s
 """
 
 import copy
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+import math
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -21,6 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from hubert.audio import AudioRef, read_waveform
+from hubert.batches import CPU_BATCH_SECONDS, batches_by_length, pad
 from hubert.chunks import DEFAULT_RULE, ChunkRule, chunking, cut, level, read_chunks
 from hubert.config import FeatureSettings, KMeansSettings
 from hubert.data import read_ahead
@@ -36,6 +38,7 @@ from hubert.stage import Figures, Receipt, Spec, Stage, digest
 from hubert.table import num_units_of
 
 MFCC_CHUNK = 100 * SAMPLE_RATE  # for bounded memory; it changes no bit of a value
+
 
 Batch = list[tuple[int, AudioRef]]
 
@@ -154,6 +157,11 @@ class FeatureExtractor:
         lengths = [num_frames(len(waveform)) for waveform in waveforms]
         return [[row[:length].float() for row, length in zip(output, lengths, strict=True)] for output in outputs]
 
+    @property
+    def max_batch_seconds(self) -> float:
+        """Audio per batch beyond which nothing is gained."""
+        return math.inf if self.source.is_mfcc or self.device.type != "cpu" else CPU_BATCH_SECONDS
+
     def is_long(self, num_samples: int) -> bool:
         """Say whether a file goes through in chunks."""
         return num_samples > (MFCC_CHUNK if self.source.is_mfcc else self.chunks.max_samples)
@@ -188,46 +196,24 @@ class FeatureExtractor:
             yield chunk.first_frame, [features[kept] for (features,) in layers]
 
 
-def pad(waveforms: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Stack waveforms (T_i,) to (B, T) with a mask (B, T) of the true samples; no mask where all are equally long."""
-    lengths = torch.tensor([len(waveform) for waveform in waveforms])
-    padded = torch.nn.utils.rnn.pad_sequence(list(waveforms), batch_first=True)
-    mask = torch.arange(padded.shape[1])[None] < lengths[:, None]
-    return padded, None if bool(mask.all()) else mask
-
-
-def batches_by_length(rows: pl.DataFrame, seconds: float, is_long: Callable[[int], bool]) -> Iterator[Batch]:
-    """Yield (row number, audio) batches of similar length whose padded audio stays within `seconds`.
-
-    A file that is longer than that, or that `is_long` names, comes alone.
-    """
-    order = rows["num_samples"].arg_sort().to_list()
-    lengths = rows["num_samples"].to_list()
-    refs = list(audio_refs(rows))
-    batch: Batch = []
-    for index in order:  # shortest first, so the newest is the longest
-        if batch and (lengths[index] * (len(batch) + 1) > seconds * SAMPLE_RATE or is_long(lengths[index])):
-            yield batch
-            batch = []
-        batch.append((index, refs[index]))
-    if batch:
-        yield batch
-
-
 def read_batches(
-    rows: pl.DataFrame, is_long: Callable[[int], bool], *, batch_seconds: float, resample: bool
+    rows: pl.DataFrame, extractor: FeatureExtractor, *, batch_seconds: float, resample: bool
 ) -> Generator[tuple[Batch, list[Tensor]]]:
     """Yield `batches_by_length` with the waveforms; a thread reads the next batches while this one is computed.
 
     A long file comes without its samples: it is read chunk by chunk. Close it to end the thread.
     """
+    refs = list(audio_refs(rows))
+    lengths = rows["num_samples"].to_list()
+    seconds = min(batch_seconds, extractor.max_batch_seconds)
 
-    def read(batch: Batch) -> tuple[Batch, list[Tensor]]:
-        if is_long(batch[0][1].num_samples):
+    def read(indices: list[int]) -> tuple[Batch, list[Tensor]]:
+        batch = [(index, refs[index]) for index in indices]
+        if extractor.is_long(lengths[indices[0]]):
             return batch, []
         return batch, [read_waveform(ref, resample=resample) for _, ref in batch]
 
-    return read_ahead(batches_by_length(rows, batch_seconds, is_long), read, num_workers=1)
+    return read_ahead(batches_by_length(lengths, seconds, extractor.is_long), read, num_workers=1)
 
 
 class Piece(NamedTuple):
@@ -246,7 +232,7 @@ def extract(
     The pieces of a file follow each other and leave nothing out. Memory is a few batches of samples, and the features of
     one batch or of one chunk of a long file.
     """
-    with closing(read_batches(rows, extractor.is_long, batch_seconds=batch_seconds, resample=resample)) as batches:
+    with closing(read_batches(rows, extractor, batch_seconds=batch_seconds, resample=resample)) as batches:
         for batch, waveforms in batches:
             if waveforms:
                 for (index, _), features in zip(batch, extractor(waveforms), strict=True):

@@ -54,7 +54,7 @@ def every_representation(
     """
     chunks = ChunkRule.of(features)
     mfcc, teacher = FeatureExtractor(FeatureSource(), chunks), FeatureExtractor(source, chunks)
-    reading = read_batches(rows, teacher.is_long, batch_seconds=features.batch_seconds, resample=resample)
+    reading = read_batches(rows, teacher, batch_seconds=features.batch_seconds, resample=resample)
     with closing(reading) as batches:
         for batch, waveforms in batches:
             if waveforms:

@@ -22,34 +22,23 @@ def _run(run: Run, compute) -> Outcome:
 
 
 def ours(run: Run) -> Outcome:
-    """In batches of similar length, padded."""
+    """In the batches that labelling makes."""
     use_threads(run)
-    import torch
-
     from hubert import HuBERT
+    from hubert.batches import CPU_BATCH_SECONDS, batches_by_length, pad
 
     model = HuBERT.from_pretrained(run.inputs / "model" / "own").eval().to(run.device)
-    size = run.options["batch_seconds"] * signals.SAMPLE_RATE
+    seconds = CPU_BATCH_SECONDS if run.device == "cpu" else run.options["batch_seconds"]
 
     def compute(waveforms):
-        order = sorted(range(len(waveforms)), key=lambda index: len(waveforms[index]))
-        found, start = [None] * len(waveforms), 0
-        while start < len(order):
-            end = start + 1
-            while end < len(order) and len(waveforms[order[end]]) * (end + 1 - start) <= size:
-                end += 1
-            batch = [waveforms[index] for index in order[start:end]]
-            padded = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True)
-            mask = torch.arange(padded.shape[1])[None] < torch.tensor([len(waveform) for waveform in batch])[:, None]
+        found = [None] * len(waveforms)
+        for indices in batches_by_length([len(waveform) for waveform in waveforms], seconds, lambda _: False):
+            padded, mask = pad([waveforms[index] for index in indices])
             output = model.get_intermediate_outputs(
-                padded.to(run.device),
-                attention_mask=None if bool(mask.all()) else mask,
-                num_layers=run.options["layer"],
-                before_residual=True,
+                padded.to(run.device), attention_mask=mask, num_layers=run.options["layer"], before_residual=True
             )[-1]
-            for index, row in zip(order[start:end], output.float().cpu(), strict=True):
+            for index, row in zip(indices, output.float().cpu(), strict=True):
                 found[index] = row[: signals.num_frames(len(waveforms[index]))].clone()
-            start = end
         return found
 
     return _run(run, compute)
