@@ -81,7 +81,8 @@ def our_pieces(model: HuBERTPretrain, inputs: Inputs) -> list[Piece]:
     positions, stream, attended = inputs.short(*sequence), inputs.long(*sequence), inputs.short(*sequence)
     branch, flat = inputs.short(*sequence), [inputs.short(*sequence) for _ in range(3)]
     # With frames to compute, the last layer's output has no batch dimension.
-    last, targets = inputs.long(batch.masked, config.dim), torch.randint(batch.num_classes, (batch.masked,), device=inputs.device)
+    last = inputs.long(batch.masked, config.dim)
+    targets = torch.randint(batch.num_classes, (batch.masked,), device=inputs.device)
 
     def first_conv() -> Tensor:
         if isinstance(first, TimeNormConvLayer):
