@@ -102,8 +102,8 @@ def _windows(x: Tensor, weight: Tensor, stride: int) -> Iterator[tuple[Tensor, T
     for start in range(0, kernel, stride):
         taps = weight[:, :, start : start + stride]
         width = taps.shape[2] * channels
-        view = x.as_strided((count, width), (stride * channels, 1), x.storage_offset() + start * channels)
-        yield taps.permute(2, 1, 0).reshape(width, -1), view
+        # From where x[start:] begins in its storage: asking for that place would break torch.compile's graph.
+        yield taps.permute(2, 1, 0).reshape(width, -1), x[start:].as_strided((count, width), (stride * channels, 1))
 
 
 def _conv_by_products(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:

@@ -189,6 +189,23 @@ def test_a_step_of_a_tiny_corpus_lies_across_epochs():
     assert plan.epochs_done(3) == 3 * plan.micro_batches_per_step / plan.micro_batches_per_epoch
 
 
+@pytest.mark.parametrize("count", [1, 40, 2000])
+def test_a_training_meets_one_shape_per_crop_length_and_at_most_one_more(count):
+    """Crops, frames and masked frames of a micro-batch: what a compiler or a CUDA graph is made for once."""
+    plan = plan_of([*random_seconds(count), 1.5])
+    seen = []
+    for epoch in range(3):
+        shapes = set()
+        for batch in epoch_of(plan, epoch):
+            mask = draw_mask(SETTINGS, batch.step, batch.index, len(batch.rows), batch.num_frames)
+            shapes.add((len(batch.rows), batch.num_frames, int(mask.sum())))
+        seen.append(shapes)
+    assert seen[0] == seen[1] == seen[2], "later epochs bring no new shape"
+    full = {(int(8.0 * 16_000) // samples_of(frames), frames) for frames in plan.frames.tolist()}
+    assert len([shape for shape in seen[0] if shape[:2] not in full]) <= 1, "only an epoch's last crops are fewer"
+    assert len(seen[0]) <= len(plan.frames) + 1
+
+
 @pytest.mark.parametrize("rule", ["static", "fairseq"])
 def test_the_number_of_masked_frames_is_known_before_the_step(rule):
     chosen = SETTINGS.model_copy(update={"mask_rule": rule})
