@@ -27,6 +27,16 @@ class Linear(nn.Linear):
         return ops.linear(input, self.weight, self.bias)
 
 
+def keep_products_in_bfloat16(model: nn.Module) -> None:
+    """Round the weights of all linear maps to bfloat16 for good, as autocast would for each call: the same values.
+
+    Without gradients autocast keeps no copies, so each file would cost a pass over all weights. Not for training.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.bfloat16()
+
+
 class ConvLayer(nn.Module):
     """A convolution of the extractor: strided, normalised over its channels or not at all, GELU."""
 

@@ -26,6 +26,7 @@ from hubert.batches import CPU_BATCH_SECONDS, batches_by_length, pad
 from hubert.chunks import DEFAULT_RULE, ChunkRule, chunking, cut, level, read_chunks
 from hubert.config import FeatureSettings, KMeansSettings
 from hubert.data import read_ahead
+from hubert.encoder import keep_products_in_bfloat16
 from hubert.errors import ConfigError, DataError
 from hubert.frame_files import FrameWriter
 from hubert.manifest import audio_refs, manifest_digest, plan_shards, scan_manifest, select_sample, shard_digests
@@ -132,7 +133,10 @@ class FeatureExtractor:
     @cached_property
     def _teacher(self) -> HuBERT:
         check_weights(Path(self.source.checkpoint), self.source.sha256)
-        return HuBERT.from_pretrained(self.source.checkpoint).eval().to(self.device)
+        teacher = HuBERT.from_pretrained(self.source.checkpoint).eval().to(self.device)
+        if self.source.dtype == "bfloat16":
+            keep_products_in_bfloat16(teacher)
+        return teacher
 
     def __call__(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
         """Return the features (F, D) float32 on the device of each waveform (T,). Padding does not change them."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hubert import HuBERT, HuBERTPretrain, ModelConfig, hub, known_huberts
+from hubert.encoder import keep_products_in_bfloat16
 from hubert.errors import ConfigError, DataError
 from hubert.masks import span_mask
 from hubert.sizes import SIZES, build_config, max_samples, num_frames
@@ -379,6 +380,18 @@ def test_bfloat16_autocast_stays_near_float32_and_keeps_losses_in_float32(config
         if not name.endswith("attention.key.bias"):
             similarity = F.cosine_similarity(gradients[name].flatten(), gradient.flatten(), dim=0)
             assert similarity > 0.98, name
+
+
+@pytest.mark.parametrize("config", [BASE_LIKE, LARGE_LIKE], ids=["base", "large"])
+def test_weights_that_are_kept_in_bfloat16_give_the_bits_that_autocast_gives(config):
+    torch.manual_seed(0)
+    model = HuBERT(config).eval()
+    waveforms = speech_like(2, 8_000)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        expected = model.get_intermediate_outputs(waveforms)
+        keep_products_in_bfloat16(model)
+        for layer, frames in zip(model.get_intermediate_outputs(waveforms), expected, strict=True):
+            assert layer.equal(frames)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, where other forms of the same sums are used")

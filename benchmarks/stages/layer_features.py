@@ -26,8 +26,11 @@ def ours(run: Run) -> Outcome:
     use_threads(run)
     from hubert import HuBERT
     from hubert.batches import CPU_BATCH_SECONDS, batches_by_length, pad
+    from hubert.encoder import keep_products_in_bfloat16
 
     model = HuBERT.from_pretrained(run.inputs / "model" / "own").eval().to(run.device)
+    if run.options["dtype"] == "bfloat16":
+        keep_products_in_bfloat16(model)
     seconds = CPU_BATCH_SECONDS if run.device == "cpu" else run.options["batch_seconds"]
 
     def compute(waveforms):

@@ -1,0 +1,37 @@
+"""Which files go through the teacher together."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hubert.batches import MAX_PADDING, batches_by_length, pad
+from hubert.sizes import SAMPLE_RATE
+
+LENGTHS = st.lists(st.integers(400, 20 * SAMPLE_RATE), max_size=60)
+
+
+@given(LENGTHS, st.floats(0.1, 60.0), st.integers(400, 30 * SAMPLE_RATE))
+def test_every_file_is_in_one_batch_that_is_within_its_limits(lengths, seconds, longest):
+    batches = list(batches_by_length(lengths, seconds, lambda length: length > longest))
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        audio = [lengths[index] for index in batch]
+        padded = max(audio) * len(audio)
+        assert len(batch) == 1 or (padded <= seconds * SAMPLE_RATE and max(audio) <= longest)
+        assert padded - sum(audio) <= MAX_PADDING * padded
+
+
+@given(st.integers(1, 200), st.integers(400, SAMPLE_RATE))
+def test_files_of_one_length_fill_their_batches(number, length):
+    capacity = 30 * SAMPLE_RATE // length
+    batches = list(batches_by_length([length] * number, 30.0, lambda _: False))
+    assert [len(batch) for batch in batches[:-1]] == [capacity] * (len(batches) - 1)
+    assert len(batches) == -(-number // capacity)
+
+
+def test_padding_is_marked_and_where_there_is_none_nothing_is():
+    padded, mask = pad([torch.ones(3), torch.ones(2)])
+    assert padded.tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert mask is not None
+    assert mask.tolist() == [[True, True, True], [True, True, False]]
+    assert pad([torch.ones(3), torch.ones(3)])[1] is None
