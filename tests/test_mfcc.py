@@ -129,3 +129,13 @@ def test_real_speech_has_the_values_of_torchaudio() -> None:
     for path in sorted(REAL.rglob("*.flac"))[:3]:
         waveform = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
         torch.testing.assert_close(mfcc(waveform), torchaudio_mfcc(waveform), rtol=0, atol=1e-4)
+
+
+def test_torch_has_its_threads_again_afterwards():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        batch_mfcc([torch.randn(16_000)])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

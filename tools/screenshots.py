@@ -229,7 +229,7 @@ def take_checkpoints(camera: Camera, settings: "ServiceSettings") -> None:
     """The table of checkpoints."""
     mlflow = MlflowPages(camera.page(width=WIDE, height=500), settings.mlflow_url)
     mlflow.open_checkpoints(RUN)
-    mlflow.page.get_by_role("columnheader", name="masked_loss").wait_for()
+    mlflow.page.get_by_role("columnheader", name="masked_loss", exact=True).wait_for()
     camera.take(mlflow.page, "checkpoints")
     mlflow.page.close()
 
@@ -239,6 +239,7 @@ def take_registry(camera: Camera, settings: "ServiceSettings") -> None:
     mlflow = MlflowPages(camera.page(width=1600, height=640), settings.mlflow_url)
     mlflow.open_file(RUN, "it1/train", "checkpoints.csv")
     mlflow.sort_by("validation loss")
+    mlflow.page.mouse.move(0, 0)  # or a hint covers the table's head
     camera.take(mlflow.page, "sorted")
     version = mlflow.version_of(f"{RUN}-it1", OVERRIDES["train"]["steps"])
     version.scroll_into_view_if_needed()
