@@ -93,14 +93,22 @@ def reference_losses(
         yield entropy / count, sum(penalties) / len(penalties)
 
 
-def test_200_steps_in_float64_lose_what_a_plain_loop_around_torchaudios_model_loses(tmp_path, table, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "steps", "peak", "tolerance"),
+    [(Exact, 200, 1e-2, 1e-6), (Trainer, 100, 1e-3, 1e-5)],
+    ids=["200 steps in float64", "100 steps in float32"],
+)
+def test_steps_lose_what_a_plain_loop_around_torchaudios_model_loses(
+    tmp_path, table, monkeypatch, kind, steps, peak, tolerance
+):
     """Same start, crops and masks, nothing dropped; two micro-batches per step, all crops of one length.
 
     (Where lengths differ, fairseq and torchaudio weigh the penalty of a batch by its masked frames, here all frames count.)
+    In float32 ours goes the fast ways (`hubert.ops`), and a smaller rate keeps the two roundings from growing apart.
     """
     original = Tensor.float  # both models compute norms and cosines in at least float32: here float64 stays what it is
     monkeypatch.setattr(Tensor, "float", lambda x: x if x.dtype == torch.float64 else original(x))
-    steps, warmup, peak = 200, 20, 1e-2
+    warmup = 20
     job = job_of(
         tmp_path,
         table,
@@ -114,11 +122,11 @@ def test_200_steps_in_float64_lose_what_a_plain_loop_around_torchaudios_model_lo
         min_seconds=0.6,
         max_seconds=0.6,
     )
-    trainer = Exact(job, ALONE)
+    trainer = kind(job, ALONE)
     with torch.no_grad():  # a cosine does not see its scale, its gradient does: the first steps are to be clipped
         trainer.model.final_projection.weight *= 0.1
         trainer.model.final_projection.bias *= 0.1
-    reference = torchaudio_pretrain(trainer.model.config, NUM_UNITS).double().train()
+    reference = torchaudio_pretrain(trainer.model.config, NUM_UNITS).to(next(trainer.model.parameters()).dtype).train()
     copy_weights(trainer.model, reference)
 
     def batches_of_steps() -> Iterator[list[Batch]]:
@@ -134,12 +142,13 @@ def test_200_steps_in_float64_lose_what_a_plain_loop_around_torchaudios_model_lo
             trainer.window = type(trainer.window)()
             trainer._step(batches)
             found = trainer.window.metrics()
-            assert found["loss"] == pytest.approx(loss, rel=1e-6), step
-            assert found["feature_penalty"] == pytest.approx(penalty, rel=1e-6), step
+            assert found["loss"] == pytest.approx(loss, rel=tolerance), step
+            assert found["feature_penalty"] == pytest.approx(penalty, rel=tolerance), step
             losses.append(loss)
             norms.append(found["grad_norm"])
     assert trainer.counters.step == steps
-    # LEARNT
+    assert np.mean(losses[-10:]) < np.mean(losses[:10])
+    assert max(norms) > 10 > min(norms)  # some steps were clipped, and some were not
 
 
 # What is dropped and masked -----------------------------------------------------------------------------------------

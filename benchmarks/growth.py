@@ -1,0 +1,116 @@
+"""Time and memory of our stages at three sizes each: python -m benchmarks.growth [--output benchmarks/results/growth.json]
+
+Each size is a process of its own, as in `benchmarks.run`. Time has to grow with the audio, and memory must not. `k-means`
+also says what 17 million frames of 768 dimensions (960 h at 10 %) would take at the rate of the largest size.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.cases import LAYER, OURS, Case, inputs_of
+from benchmarks.run import WORK, Runner
+
+PAPER_FRAMES = 17_000_000
+
+
+def build_cases() -> list[tuple[float, Case]]:
+    """Return each size with its case."""
+    cases: list[tuple[float, Case]] = []
+
+    def add(sizes: tuple[float, ...], title: str, stage: str, size_name: str, **options: Any) -> None:
+        for size in sizes:
+            chosen = {size_name: size, **options}
+            case = Case(f"{stage}-{size:g}", title, stage, chosen, sides=(OURS,), repeats=1)
+            cases.append((size, case))
+
+    labels = {"layer": LAYER, "dtype": "float32", "kind": "flac"}
+    add((10, 20, 40), "units of MFCC, minutes", "units", "minutes", source="mfcc", **labels)
+    add((1, 2, 4), f"units of layer {LAYER} of base, minutes", "units", "minutes", source="layer", **labels)
+    loader = {"kind": "flac", "minutes": 40, "batch_seconds": 87.5, "workers": 2}
+    add((40, 80, 160), "loader, minutes delivered", "loader", "deliver_minutes", **loader)
+    for frames in (20_000, 40_000, 80_000):
+        options = {"frames": f"layer-{frames}", "num_units": 500}
+        case = Case(f"kmeans-{frames}", "k-means, frames", "kmeans", options, sides=(OURS,), repeats=1, unit="s")
+        cases.append((frames, case))
+    add((2_500, 5_000, 10_000), "empty shards", "shards", "num_shards")
+    return cases
+
+
+def spec_of(cases: list[Case]) -> dict[str, Any]:
+    """Return what has to be prepared: as for `benchmarks.run`, with frames for each size of k-means."""
+    frames = {
+        case.options["frames"]: int(case.options["frames"].split("-")[1]) for case in cases if case.stage == "kmeans"
+    }
+    return {**inputs_of([case for case in cases if case.stage != "kmeans"]), "frames": frames}
+
+
+def row_of(size: float, result: dict[str, Any]) -> dict[str, Any]:
+    """Return what one size took."""
+    side = result["sides"][OURS]
+    return {
+        "title": result["title"],
+        "size": size,
+        "wall_seconds": round(side["wall_seconds"], 3),
+        "cpu_seconds": round(side["cpu_seconds"], 3),
+        "peak_bytes": side["peak_bytes"],
+        "figures": side["figures"],
+    }
+
+
+def render(rows: list[dict[str, Any]]) -> str:
+    """Return the table as Markdown."""
+    lines = [
+        "| | size | wall, s | CPU, s | CPU per unit, of the smallest's | peak memory |",
+        "| --- | --: | --: | --: | --: | --: |",
+    ]
+    first: dict[str, float] = {}
+    for row in rows:
+        rate = row["cpu_seconds"] / row["size"]
+        relative = rate / first.setdefault(row["title"], rate)
+        lines.append(
+            f"| {row['title']} | {row['size']:,g} | {row['wall_seconds']:.1f} | {row['cpu_seconds']:.1f} | {relative:.2f} "
+            f"| {row['peak_bytes'] / 1e9:.2f} GB |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measure; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--work", type=Path, default=WORK, help="folder for inputs and scratch")
+    parser.add_argument("--output", type=Path, help="JSON file")
+    args = parser.parse_args()
+    cases = build_cases()
+    runner = Runner(args.work, "cpu", args.threads, Path(sys.executable), None)
+    record = machine.describe("cpu", args.threads)
+    runner.prepare(spec_of([case for _, case in cases]), "growth")
+    results = [(size, runner.measure(case, [], case.repeats)) for size, case in cases]
+    failed = [f"{result['title']} {size:g}: {result['errors'][OURS]}" for size, result in results if result["errors"]]
+    if failed:
+        print("\n".join(failed), file=sys.stderr)
+        return 1
+    rows = [row_of(size, result) for size, result in results]
+    largest = next(row for row in reversed(rows) if row["title"].startswith("k-means"))
+    hours = largest["cpu_seconds"] / largest["size"] * PAPER_FRAMES / 3600
+    print(f"\n{render(rows)}\n\nk-means of {PAPER_FRAMES:,} frames at that rate: {hours:.1f} CPU h")
+    if args.output:
+        content = {
+            "commit": machine.commit(),
+            "date": time.strftime("%Y-%m-%d"),
+            "machine": record,
+            "rows": rows,
+            "kmeans_cpu_hours_of_17_million_frames": round(hours, 2),
+        }
+        args.output.write_text(json.dumps(content, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
