@@ -37,6 +37,20 @@ def keep_products_in_bfloat16(model: nn.Module) -> None:
             module.bfloat16()
 
 
+def draw_normal(weight: Tensor, std: float) -> None:
+    """Draw random weights, unless these are only places for weights that are about to be loaded.
+
+    (Asked for random numbers on the meta device torch imports its compiler: 1 to 2 s for each process that loads a model.)
+    """
+    if not weight.is_meta:
+        nn.init.normal_(weight, std=std)
+
+
+def draw_kaiming(weight: Tensor) -> None:
+    """Draw the weights (E, C, k) of a convolution as Kaiming normal with gain sqrt(2), as `draw_normal` does."""
+    draw_normal(weight, math.sqrt(2 / weight[0].numel()))
+
+
 class ConvLayer(nn.Module):
     """A convolution of the extractor: strided, normalised over its channels or not at all, GELU."""
 
@@ -44,7 +58,7 @@ class ConvLayer(nn.Module):
         super().__init__()
         self.conv = conv
         self.norm = norm
-        nn.init.kaiming_normal_(conv.weight)
+        draw_kaiming(conv.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map rows (R, in_channels) of concatenated sequences to (R', channels)."""
@@ -65,7 +79,7 @@ class TimeNormConvLayer(nn.Module):
         super().__init__()
         self.conv = conv
         self.norm = norm
-        nn.init.kaiming_normal_(conv.weight)
+        draw_kaiming(conv.weight)
 
     def forward(self, waveforms: Tensor, lengths: Sequence[int]) -> Tensor:
         """Map float32 (B, T), T a multiple of the stride, to rows (B T / stride, C) of concatenated utterances."""
@@ -147,7 +161,11 @@ class PositionalConv(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         conv = nn.Conv1d(config.dim, config.dim, config.pos_conv_kernel, groups=config.pos_conv_groups)
-        nn.init.normal_(conv.weight, std=math.sqrt(4 / (config.pos_conv_kernel * config.dim)))
+        if conv.weight.is_meta:
+            # `weight_norm` takes a norm: on the meta device that imports half of the compiler, too.
+            conv.weight = nn.Parameter(torch.zeros(conv.weight.shape, device="cpu"))
+        else:
+            draw_normal(conv.weight, math.sqrt(4 / (config.pos_conv_kernel * config.dim)))
         nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
         self.conv = weight_norm(conv, dim=2)
 
@@ -230,7 +248,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         for module in self.layers.modules():
             if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.02)
+                draw_normal(module.weight, 0.02)
                 nn.init.zeros_(module.bias)
 
     def embed(self, x: Tensor) -> Tensor:

@@ -221,6 +221,7 @@ class KMeansStage(Stage):
     """Fit the codebook on the sampled frames."""
 
     name: ClassVar[str] = "kmeans"
+    version: ClassVar[int] = 2  # 2: stops earlier (kmeans.tolerance)
     counted: ClassVar[str] = "codebooks"
     parent: Path
     shards: list[Path]

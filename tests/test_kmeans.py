@@ -71,9 +71,9 @@ def test_dask_lloyd_equals_torch_lloyd_and_is_the_same_here_and_on_workers(frame
             yield client
             workers.append(sum(client.run(lambda dask_worker: dask_worker.state.executed_count).values()))
 
-    here = dask_lloyd(shards, seeds, KMeansSettings(num_units=20), connect)
+    here = dask_lloyd(shards, seeds, KMeansSettings(num_units=20, tolerance=1e-4), connect)
     assert not workers
-    spread = dask_lloyd(shards, seeds, KMeansSettings(num_units=20, local_megabytes=0), connect)
+    spread = dask_lloyd(shards, seeds, KMeansSettings(num_units=20, tolerance=1e-4, local_megabytes=0), connect)
     assert workers[0] > 10  # tasks
     assert torch.equal(here[0], spread[0])
     assert here[1] == spread[1]

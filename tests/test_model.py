@@ -582,6 +582,15 @@ def test_wrong_configurations_are_refused_with_field_and_value():
         HuBERTPretrain(0, "tiny")
 
 
+def test_loading_a_model_does_not_import_torchs_compiler(tmp_path):
+    HuBERT(BASE_LIKE).save_pretrained(tmp_path)
+    code = (
+        "import sys; from hubert import HuBERT; import torch; HuBERT.from_pretrained(sys.argv[1])(torch.randn(1, 800));"
+        "assert not {'torch._dynamo', 'sympy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True)
+
+
 def test_importing_the_package_is_light():
     """The names load torch when they are used, and nothing that a GPU node need not have."""
     code = (
