@@ -227,7 +227,7 @@ def take_finished(camera: Camera, settings: "ServiceSettings", api: "PrefectApi"
 
 def take_checkpoints(camera: Camera, settings: "ServiceSettings") -> None:
     """The table of checkpoints."""
-    mlflow = MlflowPages(camera.page(width=WIDE, height=500), settings.mlflow_url)
+    mlflow = MlflowPages(camera.page(width=WIDE, height=560), settings.mlflow_url)
     mlflow.open_checkpoints(RUN)
     mlflow.page.get_by_role("columnheader", name="masked_loss", exact=True).wait_for()
     camera.take(mlflow.page, "checkpoints")
