@@ -250,7 +250,8 @@ def page_of(experiment_id: str, page: str) -> str:
 
 def entry_metrics(row: Mapping[str, Any], candidate: Candidate) -> dict[str, float]:
     """Return the figures of a checkpoint's entry: its validation, and its best layer's ABX where it was scored."""
-    names = (name for name in row if name not in ("step", "num_layers"))
+    constant = ("step", "num_layers", "num_files", "num_frames")  # in the way of what differs
+    names = (name for name in row if name not in constant)
     metrics = {name: float(row[name]) for name in names if isinstance(row[name], int | float)}
     if (best := candidate.best_layer) is not None:
         rates = {"abx_within_best_layer": best.within, "abx_across_best_layer": best.across}

@@ -19,7 +19,7 @@ RUN_SECONDS = 900.0  # for a run of seconds, on a machine that does other things
 STATE = re.compile(
     "^(Scheduled|Late|Pending|Running|Retrying|AwaitingRetry|Suspended|Paused|Completed|Failed|Crashed|Cancell?ing|Cancelled)$"
 )
-WIDE = 2400  # MLflow writes only those columns into the page that are in sight
+WIDE = 2900  # MLflow writes only those columns into the page that are in sight
 TRAINING = "workflowType=machine_learning"  # MLflow's pages open for language models otherwise
 
 
