@@ -152,7 +152,7 @@ def render(rows: list[dict[str, Any]], batch: Batch, rates: Rates) -> str:
         return "-" if value is None else f"{value:.3f}"
 
     lines = [
-        f"Milliseconds per step of {batch.seconds:.1f} s of audio; floors by rates {rates.source}",
+        f"Milliseconds per step of {batch.seconds:.1f} s of audio; floors of bfloat16 arithmetic by rates {rates.source}",
         "",
         "| part | forward | backward | times | in a step | floor | times the floor | torchaudio |",
         "|---|---|---|---|---|---|---|---|",

@@ -8,15 +8,17 @@ from torch import Tensor
 
 from hubert.sizes import SAMPLE_RATE
 
-MAX_PADDING = 0.1  # of a batch: padding costs as much as speech
+MAX_PADDING = 0.1  # of a batch: the teacher computes padding as it computes speech
 # On a CPU larger batches of the teacher are no faster and take three times the memory of these.
 CPU_BATCH_SECONDS = 30.0
 
 
-def batches_by_length(lengths: Sequence[int], seconds: float, is_long: Callable[[int], bool]) -> Iterator[list[int]]:
+def batches_by_length(
+    lengths: Sequence[int], seconds: float, is_long: Callable[[int], bool], *, max_padding: float = MAX_PADDING
+) -> Iterator[list[int]]:
     """Yield the indices of files in batches of similar length, shortest first.
 
-    A batch's padded audio stays within `seconds`, and its padding within `MAX_PADDING`. A file that is longer than
+    A batch's padded audio stays within `seconds`, and its padding within the share `max_padding`. A file that is longer than
     `seconds`, or that `is_long` names, comes alone.
     """
     batch: list[int] = []
@@ -24,7 +26,7 @@ def batches_by_length(lengths: Sequence[int], seconds: float, is_long: Callable[
     for index in np.argsort(np.asarray(lengths, np.int64), kind="stable").tolist():
         length = lengths[index]  # the longest so far
         padded = length * (len(batch) + 1)
-        wasteful = padded - (audio + length) > MAX_PADDING * padded
+        wasteful = padded - (audio + length) > max_padding * padded
         if batch and (padded > seconds * SAMPLE_RATE or wasteful or is_long(length)):
             yield batch
             batch, audio = [], 0

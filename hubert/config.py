@@ -65,7 +65,9 @@ class FeatureSettings(Section):
         "cluster a layer's feed-forward output before the residual sum (minimal_hubert) instead of its full output (fairseq)",
     )
     dtype: Literal["float32", "bfloat16"] = setting("float32", "arithmetic of the teacher's forward pass")
-    batch_seconds: float = setting(120.0, "audio per forward pass of the teacher, in seconds", affects=False, gt=0)
+    batch_seconds: float = setting(
+        120.0, "audio per forward pass of the teacher, in seconds; on a CPU at most 30", affects=False, gt=0
+    )
     shard_hours: float = setting(1.0, "audio per shard, in hours", affects=False, gt=0)
     max_chunk_seconds: float = setting(
         100.0, "longer files go through the teacher in overlapping chunks of this, in seconds (max_chunk)", ge=1
@@ -96,7 +98,8 @@ class KMeansSettings(Section):
     seed: int = setting(0, "seed of the sample and of the first centroids", ge=0)
     seeding_frames: int = setting(20_000, "frames on which k-means++ chooses the first centroids", ge=2)
     max_iterations: int = setting(100, "most Lloyd iterations", ge=1)
-    # On MFCCs this stops after some 40 iterations, 0.1 % above the distance after 100; another seed changes more.
+    # For 100 units of MFCC this is some 40 iterations, 0.1 % above the distance after 100 (benchmarks/results/cpu-speed.md).
+    # The more units and dimensions, the stricter it is: moves are summed over both.
     tolerance: float = setting(
         0.03, "stop when the centroids' squared moves add up to less than this share of the frames' variance", ge=0
     )

@@ -28,9 +28,9 @@ class Linear(nn.Linear):
 
 
 def keep_products_in_bfloat16(model: nn.Module) -> None:
-    """Round the weights of all linear maps to bfloat16 for good, as autocast would for each call: the same values.
+    """Round the weights of the linear maps to bfloat16 for good, as autocast would for each batch: the same values.
 
-    Without gradients autocast keeps no copies, so each file would cost a pass over all weights. Not for training.
+    Autocast's copies last for one batch at most, so each would cost a pass over all weights. Not for training.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -162,7 +162,8 @@ class PositionalConv(nn.Module):
         super().__init__()
         conv = nn.Conv1d(config.dim, config.dim, config.pos_conv_kernel, groups=config.pos_conv_groups)
         if conv.weight.is_meta:
-            # `weight_norm` takes a norm: on the meta device that imports half of the compiler, too.
+            # `weight_norm` takes a norm: on the meta device that imports half of the compiler, too. Until weights are loaded
+            # these are zeros on the CPU (50 MB in the largest model), whose norm is no number.
             conv.weight = nn.Parameter(torch.zeros(conv.weight.shape, device="cpu"))
         else:
             draw_normal(conv.weight, math.sqrt(4 / (config.pos_conv_kernel * config.dim)))

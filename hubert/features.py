@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from hubert.audio import AudioRef, read_waveform
-from hubert.batches import CPU_BATCH_SECONDS, batches_by_length, pad
+from hubert.batches import CPU_BATCH_SECONDS, MAX_PADDING, batches_by_length, pad
 from hubert.chunks import DEFAULT_RULE, ChunkRule, chunking, cut, level, read_chunks
 from hubert.config import FeatureSettings, KMeansSettings
 from hubert.data import read_ahead
@@ -166,6 +166,11 @@ class FeatureExtractor:
         """Audio per batch beyond which nothing is gained."""
         return math.inf if self.source.is_mfcc or self.device.type != "cpu" else CPU_BATCH_SECONDS
 
+    @property
+    def max_padding(self) -> float:
+        """Share of a batch that may be padding: any where none is computed."""
+        return 1.0 if self.source.is_mfcc else MAX_PADDING
+
     def is_long(self, num_samples: int) -> bool:
         """Say whether a file goes through in chunks."""
         return num_samples > (MFCC_CHUNK if self.source.is_mfcc else self.chunks.max_samples)
@@ -217,7 +222,8 @@ def read_batches(
             return batch, []
         return batch, [read_waveform(ref, resample=resample) for _, ref in batch]
 
-    return read_ahead(batches_by_length(lengths, seconds, extractor.is_long), read, num_workers=1)
+    batches = batches_by_length(lengths, seconds, extractor.is_long, max_padding=extractor.max_padding)
+    return read_ahead(batches, read, num_workers=1)
 
 
 class Piece(NamedTuple):

@@ -164,8 +164,8 @@ def torch_lloyd(chunks: Chunks, centroids: Tensor, *, max_iterations: int, toler
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     limit = tolerance * mean_variance(chunks)
     centroids = centroids.to(device)
-    iteration, shift = 0, float("inf")
-    while iteration < max_iterations and shift > limit:
+    iteration = 0
+    while iteration < max_iterations:
         iteration += 1
         sums = torch.zeros(centroids.shape, dtype=torch.float64, device=device)
         counts = torch.zeros(len(centroids), dtype=torch.float64, device=device)
@@ -174,7 +174,8 @@ def torch_lloyd(chunks: Chunks, centroids: Tensor, *, max_iterations: int, toler
             sums.index_add_(0, units, chunk.double())
             counts += torch.bincount(units, minlength=len(centroids))
         moved = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), centroids.double()).float()
-        shift = float((moved - centroids).square().sum())
+        if float((moved - centroids).square().sum()) <= limit:
+            break  # as dask-ml: the move that is small enough is not made
         centroids = moved
     return centroids.cpu(), iteration
 
@@ -221,7 +222,6 @@ class KMeansStage(Stage):
     """Fit the codebook on the sampled frames."""
 
     name: ClassVar[str] = "kmeans"
-    version: ClassVar[int] = 2  # 2: stops earlier (kmeans.tolerance)
     counted: ClassVar[str] = "codebooks"
     parent: Path
     shards: list[Path]
@@ -236,7 +236,8 @@ class KMeansStage(Stage):
             return {}
         # How the utterances were drawn shows in the features' key.
         sampling = {"sample_fraction", "sample_hours", "min_sample_files"}
-        return {name: value for name, value in self.kmeans.key_settings().items() if name not in sampling}
+        settings = {name: value for name, value in self.kmeans.key_settings().items() if name not in sampling}
+        return settings | {"tolerance": self.kmeans.tolerance}  # always: its default was another one once
 
     def inputs(self) -> dict[str, str]:
         return {"codebook": self.given["digest"]} if self.given else {"features": self.features_key}

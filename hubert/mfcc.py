@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import accumulate
+from threading import Lock
 from typing import NamedTuple
 
 import torch
@@ -36,6 +37,7 @@ LIFTER = 22.0
 LOWEST_FREQUENCY = 20.0
 FLOOR = torch.finfo(torch.float32).eps  # of a mel bin's energy, before the logarithm
 
+_ALONE = Lock()
 BLOCK = 256  # frames: their windows and spectra are 1.5 MB, near a core's cache; a multiple of 32 (vectors)
 LANES = 16  # mel bins and cepstra are computed in groups of this, filled up with zeros: the width of a vector
 NUM_BANKS = 2
@@ -80,13 +82,20 @@ def batch_mfcc(waveforms: Sequence[Tensor]) -> list[Tensor]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Let torch use one thread: a block is too small to share, and two threads take three times as long as one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    """Let torch use one thread: a block is too small to share, and two threads take three times as long as one.
+
+    The number is the process's, too: threads come in one after the other, so that each finds what was there before.
+    """
+    if torch.get_num_threads() == 1:
         yield
-    finally:
-        torch.set_num_threads(before)
+        return
+    with _ALONE:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 class _Bank(NamedTuple):

@@ -8,7 +8,7 @@ The mathematics is what torch has modules for; only the way to compute it differ
                      input, without a copy. `F.conv1d` on channels-by-frames spends its backward pass on reordering.
     positional_conv  128 taps over groups of 12 (tiny) or 48 channels (base) suit no matrix unit; on CPUs a Fourier
                      transform needs a small part of the multiplications, but the transform of wide groups' taps
-                     costs as much as the convolution of four utterances: below that the layer itself is faster.
+                     costs as much as the layer itself takes for five utterances, with its backward pass for three.
     attention        torch's fused kernel, except where it is slow: bfloat16 on CPUs.
     scale_gradient   fairseq's GradMultiply.
 """
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 _HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()
 _FAST_CONV = _HAS_ONEDNN and torch.backends.cpu.get_cpu_capability() == "AVX512"
-_MIN_FFT_BATCH = 4  # base, 2 cores, 15 s each: 237 against 46 ms for one utterance, 259 against 187 for four
+_MIN_FFT_BATCH, _MIN_FFT_BATCH_FORWARD = 4, 6  # base, 2 cores: benchmarks/results/cpu-speed.md
 _MAX_FFT_WIDTH = 32  # of groups that a transform always suits: 18 against 75 ms for tiny's 12 channels, both passes
 _MAX_EXPLICIT_FRAMES = 1024  # above this, attention weights of a batch would fill the memory
 
@@ -148,7 +148,8 @@ def positional_conv(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Ten
     with torch.autocast("cpu", enabled=torch.is_autocast_enabled("cpu") and not on_cpu):
         if on_cpu:
             x, weight, bias = x.float(), weight.float(), bias.float()
-            if len(x) >= _MIN_FFT_BATCH or weight.shape[1] < _MAX_FFT_WIDTH:
+            enough = _MIN_FFT_BATCH if torch.is_grad_enabled() else _MIN_FFT_BATCH_FORWARD
+            if len(x) >= enough or weight.shape[1] < _MAX_FFT_WIDTH:
                 return _convolve_by_fft(x, weight, groups) + bias
         output = F.conv1d(x.transpose(1, 2), weight, bias, padding=kernel // 2, groups=groups)
         return output[:, :, :num_frames].transpose(1, 2)

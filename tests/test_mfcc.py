@@ -1,6 +1,7 @@
 """MFCC: the values of torchaudio's Kaldi MFCC, whatever the audio, and the same bits in any batch."""
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import hubert.mfcc as mfcc_module
 from hubert.features import FeatureExtractor, FeatureSource
 from hubert.mfcc import BLOCK, batch_mfcc, mfcc
 from tests.reference import torchaudio_mfcc
@@ -131,11 +133,23 @@ def test_real_speech_has_the_values_of_torchaudio() -> None:
         torch.testing.assert_close(mfcc(waveform), torchaudio_mfcc(waveform), rtol=0, atol=1e-4)
 
 
-def test_torch_has_its_threads_again_afterwards():
+@pytest.mark.parametrize("fails", [False, True])
+def test_blocks_are_computed_on_one_thread_and_torch_has_its_threads_again(monkeypatch, fails):
+    compute, found = mfcc_module._cepstra, []
+
+    def watched(frames):
+        found.append(torch.get_num_threads())
+        if fails:
+            raise MemoryError
+        return compute(frames)
+
+    monkeypatch.setattr(mfcc_module, "_cepstra", watched)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        batch_mfcc([torch.randn(16_000)])
+        with pytest.raises(MemoryError) if fails else nullcontext():
+            batch_mfcc([torch.randn(16_000)])
+        assert found == [1]
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)

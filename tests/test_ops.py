@@ -61,12 +61,14 @@ def test_positional_conv_equals_padded_conv1d_with_all_gradients(frames, kernel,
         torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("utterances", [ops._MIN_FFT_BATCH - 1, ops._MIN_FFT_BATCH])
-def test_positional_conv_of_wide_groups_equals_padded_conv1d_in_small_and_large_batches(utterances):
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("utterances", [ops._MIN_FFT_BATCH - 1, ops._MIN_FFT_BATCH, ops._MIN_FFT_BATCH_FORWARD])
+def test_positional_conv_of_wide_groups_equals_padded_conv1d_in_small_and_large_batches(utterances, gradients):
     torch.manual_seed(0)
     x, weight, bias = torch.randn(utterances, 21, 64), torch.randn(64, ops._MAX_FFT_WIDTH, 16), torch.randn(64)
     expected = F.conv1d(x.transpose(1, 2), weight, bias, padding=8, groups=2)[..., :21].transpose(1, 2)
-    torch.testing.assert_close(ops.positional_conv(x, weight, bias, 2), expected, rtol=1e-4, atol=1e-4)
+    with torch.set_grad_enabled(gradients):
+        torch.testing.assert_close(ops.positional_conv(x, weight, bias, 2), expected, rtol=1e-4, atol=1e-4)
 
 
 @given(minimum=st.integers(1, 5000))

@@ -1,6 +1,6 @@
 """A codebook from frames that are on disk, and its mean squared distance to all of them, computed alike for both.
 
-Options: frames (name of the prepared frames), num_units.
+Options: frames (name of the prepared frames), num_units, settings (ours: others of `kmeans` than the defaults).
 """
 
 from benchmarks.measure import Outcome, Run, use_threads
@@ -39,7 +39,7 @@ def _ours(run: Run, fit, **settings) -> Outcome:  # noqa: ANN003
     from hubert.kmeans import Codebook, KMeansStage
 
     folder = run.inputs / f"frames-{run.options['frames']}"
-    chosen = KMeansSettings(num_units=run.options["num_units"], **settings)
+    chosen = KMeansSettings(num_units=run.options["num_units"], **run.options.get("settings", {}), **settings)
     stage = KMeansStage(run.scratch, [folder / "shard.safetensors"], "benchmark", FeatureSource(), chosen)
     with run.clock:
         fit(stage)

@@ -1,6 +1,7 @@
 """One layer of base for waveforms that are in memory; the other layers above it are not computed where a side can say so.
 
-Options: minutes, layer, dtype (float32, bfloat16), batch_seconds (of our batches; the others go file by file, as the
+Options: minutes, layer, dtype (float32, bfloat16), batch_seconds (of our batches on a GPU, on a CPU
+those of labelling; the others go file by file, as the
 peer does and as their outputs need it: they have no mask that leaves a base model's outputs alone).
 """
 
