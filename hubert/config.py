@@ -98,10 +98,10 @@ class KMeansSettings(Section):
     seed: int = setting(0, "seed of the sample and of the first centroids", ge=0)
     seeding_frames: int = setting(20_000, "frames on which k-means++ chooses the first centroids", ge=2)
     max_iterations: int = setting(100, "most Lloyd iterations", ge=1)
-    # When a fit comes to it depends on the start (benchmarks/results/cpu-speed.md). Moves are summed over units and
-    # dimensions: the more of both, the stricter it is.
+    # What a looser one saves and costs: benchmarks/results/cpu-speed.md. Moves are summed over units and dimensions: the
+    # more of both, the stricter it is.
     tolerance: float = setting(
-        0.03, "stop when the centroids' squared moves add up to less than this share of the frames' variance", ge=0
+        1e-4, "stop when the centroids' squared moves add up to less than this share of the frames' variance", ge=0
     )
     codebook: str | None = setting(
         None,

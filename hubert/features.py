@@ -40,7 +40,6 @@ from hubert.table import num_units_of
 
 MFCC_CHUNK = 100 * SAMPLE_RATE  # for bounded memory; it changes no bit of a value
 
-
 Batch = list[tuple[int, AudioRef]]
 
 

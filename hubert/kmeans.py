@@ -236,8 +236,7 @@ class KMeansStage(Stage):
             return {}
         # How the utterances were drawn shows in the features' key.
         sampling = {"sample_fraction", "sample_hours", "min_sample_files"}
-        settings = {name: value for name, value in self.kmeans.key_settings().items() if name not in sampling}
-        return settings | {"tolerance": self.kmeans.tolerance}  # always: its default was another one once
+        return {name: value for name, value in self.kmeans.key_settings().items() if name not in sampling}
 
     def inputs(self) -> dict[str, str]:
         return {"codebook": self.given["digest"]} if self.given else {"features": self.features_key}

@@ -37,7 +37,7 @@ LIFTER = 22.0
 LOWEST_FREQUENCY = 20.0
 FLOOR = torch.finfo(torch.float32).eps  # of a mel bin's energy, before the logarithm
 
-_ALONE = Lock()
+_THREADS_LOCK = Lock()
 BLOCK = 256  # frames: their windows and spectra are 1.5 MB, near a core's cache; a multiple of 32 (vectors)
 LANES = 16  # mel bins and cepstra are computed in groups of this, filled up with zeros: the width of a vector
 NUM_BANKS = 2
@@ -89,7 +89,7 @@ def _one_thread() -> Iterator[None]:
     if torch.get_num_threads() == 1:
         yield
         return
-    with _ALONE:
+    with _THREADS_LOCK:
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         try:

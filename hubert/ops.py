@@ -142,17 +142,19 @@ def positional_conv(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Ten
     Returns:
         (B, F, D), float32 on CPUs.
     """
-    kernel = weight.shape[2]
-    num_frames = x.shape[1]
-    on_cpu = x.device.type == "cpu"
-    with torch.autocast("cpu", enabled=torch.is_autocast_enabled("cpu") and not on_cpu):
-        if on_cpu:
-            x, weight, bias = x.float(), weight.float(), bias.float()
-            enough = _MIN_FFT_BATCH if torch.is_grad_enabled() else _MIN_FFT_BATCH_FORWARD
-            if len(x) >= enough or weight.shape[1] < _MAX_FFT_WIDTH:
-                return _convolve_by_fft(x, weight, groups) + bias
-        output = F.conv1d(x.transpose(1, 2), weight, bias, padding=kernel // 2, groups=groups)
-        return output[:, :, :num_frames].transpose(1, 2)
+    if x.device.type != "cpu":
+        return _convolve_by_layer(x, weight, bias, groups)
+    with torch.autocast("cpu", enabled=False):
+        x, weight, bias = x.float(), weight.float(), bias.float()
+        enough = _MIN_FFT_BATCH if torch.is_grad_enabled() else _MIN_FFT_BATCH_FORWARD
+        if len(x) >= enough or weight.shape[1] < _MAX_FFT_WIDTH:
+            return _convolve_by_fft(x, weight, groups) + bias
+        return _convolve_by_layer(x, weight, bias, groups)
+
+
+def _convolve_by_layer(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
+    output = F.conv1d(x.transpose(1, 2), weight, bias, padding=weight.shape[2] // 2, groups=groups)
+    return output[:, :, : x.shape[1]].transpose(1, 2)
 
 
 def _convolve_by_fft(x: Tensor, weight: Tensor, groups: int) -> Tensor:

@@ -186,12 +186,3 @@ def test_a_file_that_is_no_codebook_is_refused_with_the_command_that_makes_one(s
     for path in (shards[0], tmp_path / "km.bin", tmp_path / "missing"):
         with pytest.raises(DataError, match="expected a codebook of ours.*`hubert codebook import`"):
             Codebook.load(path)
-
-
-def test_the_tolerance_is_always_in_the_key_of_a_fit_and_never_in_that_of_a_given_codebook(tmp_path):
-    def key(given=None, **settings):
-        return KMeansStage(tmp_path, [], "features", FeatureSource(), KMeansSettings(**settings), given or {}).key
-
-    given = {"path": "codebook.safetensors", "name": "codebook", "digest": "0" * 64}
-    assert key() == key(tolerance=KMeansSettings().tolerance) != key(tolerance=1e-4)
-    assert key(given) == key(given, tolerance=1e-4)
