@@ -11,17 +11,16 @@ A block always has 256 frames, so a frame goes through the same instructions in 
 its values do not depend on it.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
-from threading import Lock
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hubert.sizes import RECEPTIVE_FIELD, SAMPLE_RATE
+from hubert.threads import one_thread
 
 MFCC_FRAME_RATE = 100
 MFCC_CONTEXT = 4  # frames on each side that the second difference looks at
@@ -37,7 +36,6 @@ LIFTER = 22.0
 LOWEST_FREQUENCY = 20.0
 FLOOR = torch.finfo(torch.float32).eps  # of a mel bin's energy, before the logarithm
 
-_THREADS_LOCK = Lock()
 BLOCK = 256  # frames: their windows and spectra are 1.5 MB, near a core's cache; a multiple of 32 (vectors)
 LANES = 16  # mel bins and cepstra are computed in groups of this, filled up with zeros: the width of a vector
 NUM_BANKS = 2
@@ -74,28 +72,11 @@ def batch_mfcc(waveforms: Sequence[Tensor]) -> list[Tensor]:
         samples[start * SHIFT : start * SHIFT + len(waveform)] = waveform
         samples[start * SHIFT + len(waveform) : following * SHIFT] = 0
     samples[starts[-1] * SHIFT :] = 0
-    # Inference mode is faster; what is returned is made outside it, so that callers may change it in place.
-    with torch.inference_mode(), _one_thread():
+    # Inference mode is faster; what is returned is made outside it, so that callers may change it in place. A block is too
+    # small to share: two threads take three times as long as one.
+    with torch.inference_mode(), one_thread():
         static = _cepstra(samples.unfold(0, WINDOW, SHIFT))
     return [_with_differences(static[start : start + count]) for start, count in zip(starts, counts, strict=False)]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch use one thread: a block is too small to share, and two threads take three times as long as one.
-
-    The number is the process's, too: threads come in one after the other, so that each finds what was there before.
-    """
-    if torch.get_num_threads() == 1:
-        yield
-        return
-    with _THREADS_LOCK:
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
 
 
 class _Bank(NamedTuple):

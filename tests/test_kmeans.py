@@ -20,6 +20,7 @@ from hubert.kmeans import (
     draw_frames,
     iterate_chunks,
     mean_variance,
+    nearest_centroids,
     torch_lloyd,
 )
 
@@ -43,6 +44,18 @@ def test_units_are_scikit_learns_nearest_centroids(frames):
     model = KMeans(20, n_init=1, random_state=0, max_iter=3).fit(frames.numpy())
     codebook = Codebook(torch.from_numpy(model.cluster_centers_), {})
     assert np.array_equal(codebook.assign(frames).numpy(), model.predict(frames.numpy()))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_nearest_centroid_is_that_of_exact_distances_even_far_from_zero(offset, dtype):
+    generator = torch.Generator().manual_seed(0)
+    frames = (offset + torch.randn(2500, 39, generator=generator)).to(dtype)  # more than two blocks
+    centroids = offset + torch.randn(100, 39, generator=generator)
+    distances = torch.cdist(frames.double(), centroids.double()).square()
+    chosen = distances.gather(1, nearest_centroids(frames, centroids)[:, None])[:, 0]
+    assert float((chosen - distances.min(1).values).max()) < 1e-2  # of 50: a tie may go to the other side
+    assert nearest_centroids(frames[:0], centroids).shape == (0,)
 
 
 def test_torch_lloyd_equals_scikit_learns_from_the_same_centroids(frames, shards):
@@ -82,6 +95,29 @@ def test_dask_lloyd_equals_torch_lloyd_and_is_the_same_here_and_on_workers(frame
         codebook_figures(shards, Codebook(centroids, {}))["mean_squared_distance"] for centroids in (ours, here[0])
     ]
     assert distances[0] == pytest.approx(distances[1], rel=1e-3)
+
+
+def test_dask_ml_searches_in_our_way_and_finds_what_its_own_search_finds(frames, shards, monkeypatch):
+    from dask_ml.metrics import pairwise_distances_argmin_min
+    from sklearn import metrics
+
+    from tasks.kmeans import dask_frames, dask_lloyd, search
+
+    seeds = choose_seeds(frames, 20, seed=1)
+    found = [part.compute() for part in search(dask_frames(shards), seeds.double().numpy())]
+    options = {"metric": "euclidean", "metric_kwargs": {"squared": True}}
+    theirs = [part.compute() for part in pairwise_distances_argmin_min(dask_frames(shards), seeds.numpy(), **options)]
+    assert np.array_equal(found[0], theirs[0])
+    assert found[1] == pytest.approx(theirs[1], abs=1e-4)
+    assert found[1].dtype == theirs[1].dtype
+
+    def refuse(*_, **__):
+        raise AssertionError("scikit-learn searched")
+
+    monkeypatch.setattr(metrics, "pairwise_distances_argmin_min", refuse)
+    with pytest.raises(AssertionError):
+        pairwise_distances_argmin_min(dask_frames(shards), seeds.numpy())[0].compute()
+    dask_lloyd(shards, seeds, KMeansSettings(num_units=20, max_iterations=3), AssertionError)
 
 
 def test_frames_above_the_limit_are_spread_over_the_workers(shards, frames):
@@ -149,13 +185,13 @@ def test_threads_are_no_more_than_slurm_gave(monkeypatch):
     from tasks import kmeans
 
     monkeypatch.setattr(kmeans, "CPU_COUNT", 64)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    for given, expected in ((None, 32), ("8", 4), ("1", 1), ("128", 32)):
+    for given, expected in ((None, 64), ("8", 8), ("1", 1), ("128", 64)):
         monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
         if given:
             monkeypatch.setenv("SLURM_CPUS_PER_TASK", given)
         with kmeans.threads_here():
             assert dask.config.get("num_workers") == expected
+            assert torch.get_num_threads() == 1
 
 
 def test_shards_are_counted_by_their_headers_and_read_in_part(frames, shards):
