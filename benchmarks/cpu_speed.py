@@ -1,6 +1,11 @@
-"""Time MFCC beside torchaudio's, dask-ml in one process beside workers, and a teacher in bfloat16 beside float32.
+"""Time parts of the CPU stages beside other ways to do them.
+
+MFCC beside torchaudio's, the search for the nearest centroid beside scikit-learn's, first centroids from float32 and float64
+frames, dask-ml in one process beside workers, a teacher in bfloat16 beside float32.
 
     python benchmarks/cpu_speed.py mfcc
+    python benchmarks/cpu_speed.py search
+    python benchmarks/cpu_speed.py seeds
     python benchmarks/cpu_speed.py kmeans --audio /path/to/speech
     python benchmarks/cpu_speed.py units --audio /path/to/speech --teacher runs/mine/it1/train-…/step-00005000 --layer 2
 
@@ -24,7 +29,7 @@ from torch import Tensor
 
 from hubert.config import FeatureSettings, KMeansSettings
 from hubert.features import FeatureExtractor, FeatureSource
-from hubert.kmeans import Codebook, choose_seeds, codebook_figures, draw_frames, torch_lloyd
+from hubert.kmeans import Codebook, choose_seeds, codebook_figures, draw_frames, nearest_centroids, torch_lloyd
 from hubert.mfcc import batch_mfcc
 from hubert.stage import file_digest
 
@@ -68,6 +73,46 @@ def time_mfcc(_: argparse.Namespace) -> None:
             f"ratio {ratio:.1f}, largest difference {error:.0e}",
             flush=True,
         )
+
+
+def time_search(_: argparse.Namespace) -> None:
+    """Print the time of the search for the nearest centroid."""
+    from sklearn.metrics import pairwise_distances_argmin_min
+
+    for num_frames, dimension, num_units in ((65_536, 39, 100), (65_536, 39, 500), (16_384, 768, 500)):
+        frames = torch.randn(num_frames, dimension)
+        centroids = frames[:num_units] + 0.1 * torch.randn(num_units, dimension)
+        wide = centroids.double().numpy()  # as dask-ml has them
+        found = cheapest(
+            {
+                "scikit-learn": lambda frames=frames, wide=wide: pairwise_distances_argmin_min(frames.numpy(), wide),
+                "ours": lambda frames=frames, centroids=centroids: nearest_centroids(frames, centroids),
+            },
+            10,
+        )
+        theirs, ours = (1e6 * value / num_frames for value in found.values())
+        print(
+            f"{num_frames} frames of {dimension}, {num_units} units: scikit-learn {theirs:.2f}, ours {ours:.2f} us per frame, "
+            f"ratio {theirs / ours:.1f}",
+            flush=True,
+        )
+
+
+def time_seeds(_: argparse.Namespace) -> None:
+    """Print the time of k-means++ on 20,000 frames of a layer's size."""
+    from sklearn.cluster import kmeans_plusplus
+
+    frames = torch.randn(20_000, 768)
+    found = cheapest(
+        {
+            "float32": lambda: kmeans_plusplus(frames.numpy(), 500, random_state=0),
+            "float64": lambda: choose_seeds(frames, 500, 0),
+        },
+        1,
+    )
+    print(
+        f"500 of 20,000 x 768: from float32 frames {found['float32']:.1f}, from float64 frames {found['float64']:.1f} CPU s"
+    )
 
 
 def read_audio(folder: Path) -> list[Tensor]:
@@ -153,7 +198,13 @@ def time_units(arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Run one of the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    benchmarks = {"mfcc": time_mfcc, "kmeans": time_kmeans, "units": time_units}
+    benchmarks = {
+        "mfcc": time_mfcc,
+        "search": time_search,
+        "seeds": time_seeds,
+        "kmeans": time_kmeans,
+        "units": time_units,
+    }
     parser.add_argument("stage", choices=benchmarks)
     parser.add_argument("--audio", type=Path, help="a folder of flac files, 16 kHz mono")
     parser.add_argument("--files", type=int, default=8, help="units: the shortest ones")

@@ -17,6 +17,8 @@ from benchmarks.table import RESULTS
 PAGE = PROJECT / "docs" / "scale.md"
 START = "<!-- scale: made by `python -m benchmarks.scale` -->"
 END = "<!-- end of scale -->"
+GROWTH = PROJECT / "benchmarks" / "results" / "growth.json"
+PAPER_FRAMES, PAPER_ITERATIONS = 17_000_000, 100  # a layer's sample of 960 h, and most of Lloyd's iterations
 ORCHESTRATION = PROJECT / "benchmarks" / "results" / "orchestration.json"
 CORPORA = ((1_000, 8), (60_000, 32), (1_000_000, 32))  # hours of audio, GPUs: a step has 32 micro-batches
 LABELLING = "float32"  # features.dtype of the recipe: a test holds the two together
@@ -147,6 +149,32 @@ def render(rates: Rates) -> str:
     return "\n".join(lines)
 
 
+def render_growth(record: dict[str, Any]) -> str:
+    """Return the table of `benchmarks.growth`: each stage at three sizes, and what k-means of 960 h would take."""
+    lines = [
+        "| | size | wall, s | CPU, s | CPU per unit of size, of the smallest's | peak memory, GB |",
+        "| --- | --: | --: | --: | --: | --: |",
+    ]
+    smallest: dict[str, float] = {}
+    for row in record["rows"]:
+        rate = row["cpu_seconds"] / row["size"]
+        relative = rate / smallest.setdefault(row["title"], rate)
+        lines.append(
+            f"| {row['title']} | {row['size']:,g} | {row['wall_seconds']:.1f} | {row['cpu_seconds']:.1f} | {relative:.2f} "
+            f"| {row['peak_bytes'] / 1e9:.2f} |"
+        )
+    per_frame = record["cpu_seconds_per_frame_and_iteration"]
+    hours = per_frame * PAPER_FRAMES * PAPER_ITERATIONS / 3600
+    machine = record["machine"]
+    extrapolated = (
+        f"K-means of {PAPER_FRAMES:,} frames of 768 numbers (960 h at 10 %), 500 units: {per_frame * 1e6:.1f} us per frame and\n"
+        f"iteration by the difference of the largest and smallest above, so {hours:.1f} core-hours for {PAPER_ITERATIONS}\n"
+        "(too much by what is done once: reading, the variance, the figures of the codebook)."
+    )
+    source = f"- `benchmarks/results/growth.json`: {machine['processor']}, commit {record['commit']}, {record['date']}"
+    return "\n".join([*lines, "", extrapolated, "", source])
+
+
 def _write(value: float | None) -> str:
     if value is None:
         return "-"
@@ -157,9 +185,15 @@ def _write(value: float | None) -> str:
     return f"{value:.3g}"
 
 
+def whole_page() -> str:
+    """Return what stands between the page's markers."""
+    growth = render_growth(json.loads(GROWTH.read_text())) if GROWTH.exists() else "nothing recorded yet"
+    return f"{render(read_rates())}\n\nThree sizes of each stage (`python -m benchmarks.growth`):\n\n{growth}"
+
+
 def main() -> None:
     """Write or check the page."""
-    keep(PAGE, render(read_rates()), START, END, module="benchmarks.scale")
+    keep(PAGE, whole_page(), START, END, module="benchmarks.scale")
 
 
 if __name__ == "__main__":

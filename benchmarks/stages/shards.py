@@ -1,14 +1,18 @@
-"""Plans and receipts of a stage whose shards are empty: what the bookkeeping itself costs. Option: num_shards.
+"""Plans and receipts of a stage whose shards are empty: what the bookkeeping itself costs.
 
+Options: num_shards, in_memory (the stage's folder lies on no disk).
 Figures: seconds to find out that everything is done, and that one shard of all is missing.
 """
 
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 from benchmarks.measure import Outcome, Run
+
+MEMORY = Path("/dev/shm")  # noqa: S108  (a folder with a name of its own is made there)
 
 
 def ours(run: Run) -> Outcome:
@@ -35,7 +39,11 @@ def ours(run: Run) -> Outcome:
         def work(self, spec: Spec) -> tuple[list[Path], Figures]:
             return [], {"num_files": spec["end"] - spec["start"]}
 
-    stage = Empty(run.scratch, run.options["num_shards"])
+    with TemporaryDirectory(dir=MEMORY if run.options["in_memory"] else run.scratch) as parent:
+        return _measure(run, Empty(Path(parent), run.options["num_shards"]))
+
+
+def _measure(run: Run, stage: Any) -> Outcome:
     with run.clock:
         stage.run()
     start = time.perf_counter()
