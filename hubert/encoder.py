@@ -175,6 +175,14 @@ class PositionalConv(nn.Module):
         return F.gelu(ops.positional_conv(x, self.conv.weight, self.conv.bias, self.conv.groups))
 
 
+class Dropout(nn.Dropout):
+    """torch's module with `ops.dropout`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop elements of a tensor of any shape while training."""
+        return ops.dropout(x, self.p) if self.training else x
+
+
 class Attention(nn.Module):
     """Multi-head self-attention without a mask among frames."""
 
@@ -212,8 +220,8 @@ class Layer(nn.Module):
         self.ffn_in = Linear(config.dim, config.ffn_dim)
         self.ffn_out = Linear(config.ffn_dim, config.dim)
         self.ffn_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
-        self.activation_dropout = nn.Dropout(config.activation_dropout)
+        self.dropout = Dropout(config.dropout)
+        self.activation_dropout = Dropout(config.activation_dropout)
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None, frames: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the layer's output and its feed-forward part before the residual sum.
@@ -245,7 +253,7 @@ class Transformer(nn.Module):
         self.layerdrop = config.layerdrop
         self.pos_conv = PositionalConv(config)
         self.norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         for module in self.layers.modules():
             if isinstance(module, nn.Linear):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hubert import ops
-from hubert.encoder import FeatureExtractor, Linear, Transformer
+from hubert.encoder import Dropout, FeatureExtractor, Linear, Transformer
 from hubert.errors import ConfigError, DataError
 from hubert.formats import known_huberts
 from hubert.inputs import check_lengths, clear_padding, frame_mask, normalize
@@ -42,7 +42,7 @@ class HuBERT(EncoderFiles):
         channels = config.conv_layers[-1][0]
         self.projection_norm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
         self.projection = Linear(channels, config.dim)
-        self.input_dropout = nn.Dropout(config.input_dropout)
+        self.input_dropout = Dropout(config.input_dropout)
         self.transformer = Transformer(config)
 
     def forward(self, waveforms: Tensor, *, attention_mask: Tensor | None = None) -> Tensor:

@@ -106,6 +106,65 @@ def test_attention_in_bfloat16_equals_that_in_float32_up_to_rounding(padded):
     torch.testing.assert_close(actual.float(), expected, rtol=0.05, atol=0.03)
 
 
+def attend_plainly(query, key, value, key_mask, kept, factor):
+    """Attend by torch's operators, with the given weights kept."""
+    scores = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
+    if key_mask is not None:
+        scores = scores.masked_fill(~key_mask, float("-inf"))
+    return (scores.softmax(-1) * kept.view_as(scores) * factor) @ value
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-10), (torch.float32, 2e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("padded", [False, True])
+def test_attention_with_dropout_equals_torchs_operators_with_the_same_weights_kept_with_all_gradients(
+    monkeypatch, padded, dtype, rtol
+):
+    """14 heads are no multiple of those that are computed at once; values are wider than queries."""
+    drawn = []
+    draw = ops.draw_kept
+    monkeypatch.setattr(ops, "draw_kept", lambda *arguments: drawn.append(draw(*arguments)) or drawn[-1])
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(2, 7, 33, width, generator=generator).to(dtype).requires_grad_() for width in (8, 8, 12)]
+    mask = (torch.arange(33) < torch.tensor([[33], [20]]))[:, None, None] if padded else None
+    upstream = torch.randn(2, 7, 33, 12, generator=generator).to(dtype)
+    actual = ops.attention(*inputs, mask, 0.25)
+    gradients = torch.autograd.grad(actual, inputs, upstream)
+    kept = torch.cat(drawn)
+    assert kept.float().mean() == pytest.approx(0.75, abs=0.02)
+    wide = [part.detach().double().requires_grad_() for part in inputs]
+    expected = attend_plainly(*wide, mask, kept, 1 / 0.75)
+    assert actual.dtype == dtype
+    for ours, theirs in zip(
+        (actual, *gradients), (expected, *torch.autograd.grad(expected, wide, upstream.double())), strict=True
+    ):
+        assert torch.allclose(ours.double(), theirs, rtol=rtol, atol=rtol * float(theirs.detach().abs().max()))
+
+
+@pytest.mark.parametrize("share", [1e-6, 0.1, 0.5, 0.999999])
+def test_dropout_drops_the_share_and_keeps_the_mean_and_the_gradient_follows(share):
+    torch.manual_seed(0)
+    x = torch.ones(1001, 999, requires_grad=True)
+    y = ops.dropout(x, share)
+    dropped = float((y == 0).float().mean())
+    spread = (share * (1 - share) / x.numel()) ** 0.5
+    assert abs(dropped - share) < 5 * spread + 2 / 65_536
+    y.sum().backward()
+    assert torch.equal(x.grad, y)  # of ones
+    if share <= 0.5:
+        assert float(y.mean()) == pytest.approx(1, abs=5 * spread / (1 - share) + 1e-4)
+    torch.manual_seed(0)
+    assert torch.equal(ops.dropout(x, share), y)
+    assert torch.equal(ops.dropout(x, 0.0), x)
+
+
+def test_neighbours_are_dropped_independently():
+    """Four elements share a random number: pairs of them are dropped together as often as others."""
+    torch.manual_seed(0)
+    dropped = (ops.dropout(torch.ones(1 << 20), 0.1) == 0).view(-1, 4).double()
+    correlations = torch.corrcoef(dropped.T) - torch.eye(4)
+    assert float(correlations.abs().max()) < 5 / len(dropped) ** 0.5
+
+
 def test_scaled_gradients_leave_the_values_as_they_are():
     x = torch.randn(50, requires_grad=True)
     y = ops.scale_gradient(x, 0.1)
