@@ -99,26 +99,29 @@ class Codebook:
             return cls(file.get_tensor("centroids"), json.loads(header["codebook"]))
 
 
+@torch.no_grad()
 def nearest_centroids(frames: Tensor, centroids: Tensor) -> Tensor:
     """Return the index (N,) int64 of the nearest of the centroids (K, D) float32 for each frame (N, D).
 
-    With d = c - m, where m is the centroids' mean, |x - c|^2 / 2 is d m + d^2 / 2 - x d and something that all centroids share,
-    so one float32 matrix product finds the least, however far from zero the frames lie. On a CPU it is searched in blocks
-    that stay in the cache, by NumPy's argmin, which is twice as fast as torch's; together that takes a quarter to a half of
-    the time of scikit-learn's search, which multiplies in float64 (benchmarks/results/cpu-speed.md).
+    The nearest by squared Euclidean distance has the least |c|^2 / 2 - x c, so one float32 matrix product finds it, after the
+    centroids' mean has been taken from both: frames may lie far from zero. On a CPU it is searched in blocks that stay in the
+    cache, by NumPy's argmin, which is twice as fast as torch's; together that takes a third to a half of the time of
+    scikit-learn's search, which multiplies in float64 (benchmarks/results/cpu-speed.md).
     """
-    mean = centroids.double().mean(0)
-    offsets = centroids.double() - mean
-    half = (offsets @ mean + offsets.square().sum(1) / 2).float()
-    directions = offsets.float().T.contiguous()
+    mean = centroids.float().mean(0)
+    offsets = (centroids.double() - mean.double()).float()
+    half = offsets.square().sum(1) / 2
+    directions = offsets.T.contiguous()
     units = torch.empty(len(frames), dtype=torch.int64, device=frames.device)
-    size = BLOCK if frames.device.type == "cpu" else CHUNK
-    for block, found in zip(frames.split(size), units.split(size), strict=True):
-        distances = torch.addmm(half, block.float(), directions, alpha=-1)
-        if distances.device.type == "cpu":
-            np.argmin(distances.numpy(), axis=1, out=found.numpy())
-        else:
-            torch.argmin(distances, dim=1, out=found)
+    on_cpu = frames.device.type == "cpu"
+    size = BLOCK if on_cpu else CHUNK
+    with torch.autocast(frames.device.type, enabled=False):
+        for block, found in zip(frames.split(size), units.split(size), strict=True):
+            distances = torch.addmm(half, block.float() - mean, directions, alpha=-1)
+            if on_cpu:
+                np.argmin(distances.numpy(), axis=1, out=found.numpy())
+            else:
+                torch.argmin(distances, dim=1, out=found)
     return units
 
 
@@ -214,8 +217,8 @@ def mean_variance(chunks: Chunks) -> float:
 def codebook_figures(shards: Sequence[Path], codebook: Codebook) -> Figures:
     """Measure a codebook on the frames it was made from.
 
-    `mean_squared_distance` is the mean over frames of the squared distance to the nearest centroid (our own: dask-ml's
-    `inertia_` may hold unsquared ones), `usage_perplexity` is exp of the entropy of the units' frequencies.
+    `mean_squared_distance` is the mean over frames of the squared distance to the nearest centroid, `usage_perplexity` is
+    exp of the entropy of the units' frequencies.
     """
     counts = torch.zeros(len(codebook), dtype=torch.int64)
     total = 0.0

@@ -28,7 +28,6 @@ _FAST_CONV = _HAS_ONEDNN and torch.backends.cpu.get_cpu_capability() == "AVX512"
 _MIN_FFT_BATCH, _MIN_FFT_BATCH_FORWARD = 4, 6  # base, 2 cores: benchmarks/results/cpu-speed.md
 _MAX_FFT_WIDTH = 32  # of groups that a transform always suits: 18 against 75 ms for tiny's 12 channels, both passes
 _MAX_EXPLICIT_FRAMES = 1024  # above this, attention weights of a batch would fill the memory
-_LEAST, _SHARES = -(2**15), 2**16  # of a 16-bit number: the least one, and how many there are
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -199,12 +198,15 @@ def _fft_size(minimum: int) -> int:
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, dropout: float) -> Tensor:
-    """Attend: softmax(q k^T / sqrt(d)) v over (B, H, F, d), to the keys where `key_mask` (B, 1, 1, F) is True."""
-    on_cpu = query.device.type == "cpu"
-    if on_cpu and dropout and not torch.compiler.is_compiling():
+    """Attend: softmax(q k^T / sqrt(d)) v over (B, H, F, d), to the keys where `key_mask` (B, 1, 1, F) is True.
+
+    At least one key of each utterance has to be True.
+    """
+    if _draws_bytes(query, dropout):
         output: Tensor = _DroppedAttention.apply(query, key, value, key_mask, dropout)
         return output
-    slow = on_cpu and query.dtype == torch.bfloat16 and key.shape[2] <= _MAX_EXPLICIT_FRAMES
+    on_cpu = query.device.type == "cpu"
+    slow = on_cpu and query.dtype == torch.bfloat16 and key.shape[2] <= _MAX_EXPLICIT_FRAMES and not dropout
     if not slow:
         return F.scaled_dot_product_attention(query, key, value, key_mask, dropout)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(2, 3)
@@ -216,86 +218,114 @@ def attention(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None
 class _DroppedAttention(torch.autograd.Function):
     """Attention with dropout on its weights, on a CPU: a few heads at a time, whose weights stay in the cache.
 
-    Kept for the backward pass are the weights and a byte for each, instead of three float32 tensors. The gradient of the
-    softmax needs the sum of weights times their gradients, which is the product of the output and its own gradient
-    (Dao et al. 2022, FlashAttention, appendix B.2), also with dropout.
+    Kept for the backward pass are the weights and a byte for each, instead of three float32 tensors.
     """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, dropout: float) -> Tensor:
-        scale = query.shape[-1] ** -0.5
-        q, k, v = (query * scale).flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
-        num_heads, shape = len(q), (len(q), q.shape[1], k.shape[1])
-        masked = None if key_mask is None else ~key_mask.expand(-1, query.shape[1], -1, -1).flatten(0, 1)
-        weights, kept = q.new_empty(shape), torch.empty(shape, dtype=torch.uint8)
-        output = q.new_empty(num_heads, shape[1], v.shape[2])
-        threshold = _keep_threshold(dropout)
-        for heads in _head_groups(num_heads):
-            scores = torch.bmm(q[heads], k[heads].mT)
-            if masked is not None:
-                scores.masked_fill_(masked[heads], float("-inf"))
-            torch.softmax(scores, -1, out=weights[heads])
-            draw_kept(kept[heads], threshold)
-            torch.bmm(weights[heads] * kept[heads], v[heads], out=output[heads])
-        factor = _SHARES / (threshold - _LEAST)
-        output *= factor
-        ctx.save_for_backward(q, k, v, weights, kept, output)
-        ctx.factor, ctx.scale, ctx.batch = factor, scale, len(query)
-        return output.unflatten(0, query.shape[:2])
+        if torch.is_autocast_enabled("cpu"):  # which leaves alone what writes into a given tensor
+            query, key, value = (part.to(torch.get_autocast_dtype("cpu")) for part in (query, key, value))
+        with torch.autocast("cpu", enabled=False):
+            scale = query.shape[-1] ** -0.5
+            q, k, v = (query * scale).flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
+            masked = None if key_mask is None else ~key_mask.expand(-1, query.shape[1], -1, -1).flatten(0, 1)
+            weights = q.new_empty(len(q), q.shape[1], k.shape[1])
+            kept = torch.empty(weights.shape, dtype=torch.uint8)
+            output = q.new_empty(len(q), q.shape[1], v.shape[2])
+            for heads, scratch in _head_groups(weights):
+                torch.bmm(q[heads], k[heads].mT, out=scratch)
+                if masked is not None:
+                    scratch.masked_fill_(masked[heads], float("-inf"))
+                torch.softmax(scratch, -1, out=weights[heads])
+                for one in kept[heads]:  # by itself, so that what is dropped does not depend on the number of threads
+                    _draw_kept(one, dropout)
+                torch.mul(weights[heads], kept[heads], out=scratch)
+                torch.bmm(scratch, v[heads], out=output[heads])
+            ctx.factor = _factor(dropout)
+            output *= ctx.factor
+        ctx.save_for_backward(q, k, v, weights, kept)
+        ctx.scale, ctx.batch = scale, query.shape[:2]
+        return output.unflatten(0, ctx.batch)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        q, k, v, weights, kept, output = ctx.saved_tensors
-        gradient = gradient.flatten(0, 1)
-        wide = _wide(q.dtype)
-        shared = (gradient.to(wide) * output).sum(-1, keepdim=True)
-        scaled = gradient * ctx.factor
-        by_query, by_key, by_value = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        for heads in _head_groups(len(q)):
-            torch.bmm((weights[heads] * kept[heads]).mT, scaled[heads], out=by_value[heads])
-            inner = torch.bmm(scaled[heads], v[heads].mT).to(wide)
-            inner.mul_(kept[heads]).sub_(shared[heads]).mul_(weights[heads])
-            by_scores = inner.to(q.dtype)
-            torch.bmm(by_scores, k[heads], out=by_query[heads])
-            torch.bmm(by_scores.mT, q[heads], out=by_key[heads])
-        by_query *= ctx.scale
-        by_query, by_key, by_value = (part.unflatten(0, (ctx.batch, -1)) for part in (by_query, by_key, by_value))
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        q, k, v, weights, kept = ctx.saved_tensors
+        scaled = gradient.flatten(0, 1) * ctx.factor
+        by_query, by_key, by_value = (
+            torch.empty_like(part) if needed else None
+            for part, needed in zip((q, k, v), ctx.needs_input_grad, strict=False)
+        )
+        by_scores = torch.empty_like(weights[: _group_size()])
+        for heads, scratch in _head_groups(weights):
+            if by_value is not None:
+                torch.mul(weights[heads], kept[heads], out=scratch)
+                torch.bmm(scratch.mT, scaled[heads], out=by_value[heads])
+            torch.bmm(scaled[heads], v[heads].mT, out=scratch)
+            scratch.mul_(kept[heads])
+            # More exact than the product of the output and its gradient as the sum that it subtracts: an output is rounded.
+            by_scores = torch._softmax_backward_data(  # noqa: SLF001
+                scratch, weights[heads], -1, q.dtype, grad_input=by_scores[: len(scratch)]
+            )
+            if by_query is not None:
+                torch.bmm(by_scores, k[heads], out=by_query[heads])
+            if by_key is not None:
+                torch.bmm(by_scores.mT, q[heads], out=by_key[heads])
+        if by_query is not None:
+            by_query *= ctx.scale
+        by_query, by_key, by_value = (
+            None if part is None else part.unflatten(0, ctx.batch) for part in (by_query, by_key, by_value)
+        )
         return by_query, by_key, by_value, None, None
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """Return what a softmax is computed in."""
-    return torch.promote_types(dtype, torch.float32)
+def _head_groups(weights: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield heads that are computed at once, with memory for their weights: two for each thread, 1.8 MB each for 13 s.
+
+    The memory is always the same, so that it stays in the cache and the system is not asked for more.
+    """
+    size = _group_size()
+    scratch = torch.empty_like(weights[:size])
+    for start in range(0, len(weights), size):
+        heads = slice(start, min(start + size, len(weights)))
+        yield heads, scratch[: heads.stop - heads.start]
 
 
-def _head_groups(num_heads: int) -> Iterator[slice]:
-    """Yield heads that are computed at once: two for each thread, 1.8 MB of weights each for 13 s."""
-    size = 2 * torch.get_num_threads()
-    return (slice(start, start + size) for start in range(0, num_heads, size))
+def _group_size() -> int:
+    return 2 * torch.get_num_threads()
 
 
 def dropout(x: Tensor, share: float) -> Tensor:
     """Set a share of the elements to zero and scale the others, so that the mean stays."""
-    if x.device.type != "cpu" or not share or torch.compiler.is_compiling():
+    if not _draws_bytes(x, share):
         return F.dropout(x, share)
-    threshold = _keep_threshold(share)
-    return x * draw_kept(torch.empty(x.shape, dtype=torch.uint8), threshold) * (_SHARES / (threshold - _LEAST))
+    return x * _draw_kept(torch.empty(x.shape, dtype=torch.uint8), share) * _factor(share)
 
 
-def _keep_threshold(share: float) -> int:
-    """Return the least 16-bit number that drops an element; as many lie below it as are kept, to 1/65,536."""
-    return _LEAST + min(max(round((1 - share) * _SHARES), 1), _SHARES - 1)
+def _draws_bytes(x: Tensor, share: float) -> bool:
+    """Return whether dropout is ours: on a CPU, not compiled, and with a share that 16 bits are enough for."""
+    return x.device.type == "cpu" and 2**-8 <= share <= 1 - 2**-8 and not torch.compiler.is_compiling()
 
 
-def draw_kept(kept: Tensor, threshold: int) -> Tensor:
-    """Fill a contiguous tensor of bytes, on the CPU: 1 where a random 16-bit number lies below the threshold, 0 elsewhere.
+def _draw_kept(kept: Tensor, share: float) -> Tensor:
+    """Fill a contiguous tensor of bytes: 1 where dropout keeps an element, 0 where it drops it.
 
-    torch draws 64 bits for each element; here four elements share them.
+    torch draws 64 bits for each element on CPUs; here four elements share them.
     """
-    drawn = torch.empty(-(-kept.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    torch.lt(drawn.view(torch.int16)[: kept.numel()].view(kept.shape), threshold, out=kept.view(torch.bool))
+    drawn = torch.empty(-(-kept.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    threshold = _num_kept(share) - 2**15  # below it lie as many of the 16-bit numbers as are kept
+    torch.lt(drawn[: kept.numel()].view(kept.shape), threshold, out=kept.view(torch.bool))
     return kept
+
+
+def _num_kept(share: float) -> int:
+    """Return how many of the 65,536 16-bit numbers stand for an element that is kept."""
+    return round((1 - share) * 2**16)
+
+
+def _factor(share: float) -> float:
+    """Return what the kept elements are multiplied by."""
+    return 2**16 / _num_kept(share)
 
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:

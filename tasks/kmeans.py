@@ -7,7 +7,7 @@ arithmetic (benchmarks/results/cpu-speed.md, by `python benchmarks/cpu_speed.py 
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -66,7 +66,13 @@ def dask_lloyd(
     """
     from dask_ml.cluster import k_means  # compiles for seconds; only the worker that runs this needs it
 
-    k_means.pairwise_distances_argmin_min = search  # by this name dask-ml looks it up
+    # By this name dask-ml looks its search up. It stays ours: fits may run at once in the threads of a worker, and nobody but
+    # this file uses dask-ml.
+    if not hasattr(k_means, "pairwise_distances_argmin_min"):
+        raise RuntimeError(
+            "dask-ml's k-means has no pairwise_distances_argmin_min; is another version of it installed?"
+        )
+    k_means.pairwise_distances_argmin_min = search
     frames = dask_frames(shards)
     with threads_here() if frames.nbytes <= settings.local_megabytes * 1e6 else connect():
         frames = frames.persist()
@@ -88,41 +94,39 @@ def threads_here() -> Iterator[None]:
         yield
 
 
-def search(frames: da.Array, centroids: np.ndarray, **_: Any) -> tuple[da.Array, da.Array]:
-    """Return the nearest centroid and its squared distance for each frame, as dask-ml's own search: lazily.
+def search(
+    frames: da.Array,
+    centroids: np.ndarray,
+    metric: str = "euclidean",
+    metric_kwargs: Mapping[str, Any] | None = None,  # noqa: ARG001  (dask-ml gives it: the squared distance)
+) -> tuple[da.Array, da.Array]:
+    """Return the nearest centroid for each frame, lazily, in the place of dask-ml's own search, and zeros as distances.
 
-    dask-ml has scikit-learn search, which multiplies in float64 and takes 2.3 to 3.5 times as long, and sends the centroids
+    dask-ml has scikit-learn search, which multiplies in float64 and takes two to three times as long, and sends the centroids
     with each chunk's task; here they are a value of their own (500 of 768 numbers are 1.5 MB, and 17 million frames 260
-    chunks). The distances are computed only if somebody asks for them: Lloyd's algorithm does not.
+    chunks). It wants distances only for `inertia_`, after the last iteration; ours are measured on the final centroids
+    (`hubert.kmeans.codebook_figures`), so a pass over the frames is spared.
 
     Args:
         frames: (N, D) float32 in chunks of whole frames.
         centroids: (K, D).
+        metric: the only one.
+        metric_kwargs: not needed.
     """
+    if metric != "euclidean":
+        raise ValueError(f"k-means needs the metric euclidean, found {metric}; another version of dask-ml?")
     shared = delayed(centroids.astype(np.float32), traverse=False)
-    chunks = frames.to_delayed().ravel()
-    units = [delayed(chunk_units)(chunk, shared) for chunk in chunks]
-    distances = [delayed(chunk_distances)(chunk, shared, found) for chunk, found in zip(chunks, units, strict=True)]
-    sizes = frames.chunks[0]
-    return (
-        da.concatenate([da.from_delayed(part, (n,), np.int64) for part, n in zip(units, sizes, strict=True)]),
-        da.concatenate([da.from_delayed(part, (n,), np.float64) for part, n in zip(distances, sizes, strict=True)]),
-    )
+    units = [
+        da.from_delayed(delayed(chunk_units)(chunk, shared), (size,), np.int64)
+        for chunk, size in zip(frames.to_delayed().ravel(), frames.chunks[0], strict=True)
+    ]
+    return da.concatenate(units), da.zeros(len(frames), chunks=frames.chunks[0])
 
 
 def chunk_units(frames: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     """Return the nearest centroid (N,) of each frame."""
     units: np.ndarray = nearest_centroids(torch.from_numpy(frames), torch.from_numpy(centroids)).numpy()
     return units
-
-
-def chunk_distances(frames: np.ndarray, centroids: np.ndarray, units: np.ndarray) -> np.ndarray:
-    """Return the squared distance (N,) of each frame to its centroid."""
-    distances = np.empty(len(frames))
-    for start in range(0, len(frames), MOMENT_ROWS):
-        block = slice(start, start + MOMENT_ROWS)
-        distances[block] = np.square(frames[block] - centroids[units[block]]).sum(axis=1, dtype=np.float64)
-    return distances
 
 
 def dask_variance(frames: da.Array) -> float:

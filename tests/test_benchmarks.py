@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import machine, page, scale, signals, table
+from benchmarks import growth, machine, page, scale, signals, table
 from benchmarks.cases import DEVICES, OURS, PEER, SIZES, Case, build_cases, inputs_of
 from benchmarks.clock import Clock
 from benchmarks.measure import Run
@@ -61,6 +61,11 @@ def test_the_readme_shows_what_is_recorded():
     assert page.insert(text, table.render(table.read_results()), table.START, table.END, table.README) == text, (
         "run: python -m benchmarks.table"
     )
+
+
+def test_the_three_sizes_that_are_recorded_are_those_that_the_program_measures():
+    rows = json.loads(scale.GROWTH.read_text())["rows"]
+    assert [(row["size"], row["title"]) for row in rows] == [(size, case.title) for size, case in growth.build_cases()]
 
 
 def test_the_page_on_scale_shows_what_is_recorded():

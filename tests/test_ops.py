@@ -114,22 +114,40 @@ def attend_plainly(query, key, value, key_mask, kept, factor):
     return (scores.softmax(-1) * kept.view_as(scores) * factor) @ value
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """What dropout kept, head by head."""
+    found = []
+    draw = ops._draw_kept
+
+    def keep(kept, share):
+        found.append(draw(kept, share))
+        return kept
+
+    monkeypatch.setattr(ops, "_draw_kept", keep)
+    return found
+
+
+def attention_inputs(dtype, *, offsets=(0.0, 0.0, 0.0)):
+    """Return query, key and value of 14 heads, which are no multiple of those that are computed at once."""
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+    for width, offset in zip((8, 8, 12), offsets, strict=True):
+        shift = offset * torch.randn(width, generator=generator)
+        parts.append((torch.randn(2, 7, 33, width, generator=generator) + shift).to(dtype).requires_grad_())
+    return parts, torch.randn(2, 7, 33, 12, generator=generator).to(dtype)
+
+
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-10), (torch.float32, 2e-5), (torch.bfloat16, 3e-2)])
 @pytest.mark.parametrize("padded", [False, True])
 def test_attention_with_dropout_equals_torchs_operators_with_the_same_weights_kept_with_all_gradients(
-    monkeypatch, padded, dtype, rtol
+    drawn, padded, dtype, rtol
 ):
-    """14 heads are no multiple of those that are computed at once; values are wider than queries."""
-    drawn = []
-    draw = ops.draw_kept
-    monkeypatch.setattr(ops, "draw_kept", lambda *arguments: drawn.append(draw(*arguments)) or drawn[-1])
-    generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(2, 7, 33, width, generator=generator).to(dtype).requires_grad_() for width in (8, 8, 12)]
+    inputs, upstream = attention_inputs(dtype)
     mask = (torch.arange(33) < torch.tensor([[33], [20]]))[:, None, None] if padded else None
-    upstream = torch.randn(2, 7, 33, 12, generator=generator).to(dtype)
     actual = ops.attention(*inputs, mask, 0.25)
     gradients = torch.autograd.grad(actual, inputs, upstream)
-    kept = torch.cat(drawn)
+    kept = torch.stack(drawn)
     assert kept.float().mean() == pytest.approx(0.75, abs=0.02)
     wide = [part.detach().double().requires_grad_() for part in inputs]
     expected = attend_plainly(*wide, mask, kept, 1 / 0.75)
@@ -140,21 +158,77 @@ def test_attention_with_dropout_equals_torchs_operators_with_the_same_weights_ke
         assert torch.allclose(ours.double(), theirs, rtol=rtol, atol=rtol * float(theirs.detach().abs().max()))
 
 
-@pytest.mark.parametrize("share", [1e-6, 0.1, 0.5, 0.999999])
-def test_dropout_drops_the_share_and_keeps_the_mean_and_the_gradient_follows(share):
+def test_gradients_of_attention_in_bfloat16_are_as_exact_as_torchs_where_keys_and_values_are_far_from_zero(drawn):
+    inputs, upstream = attention_inputs(torch.bfloat16, offsets=(0.0, 5.0, 3.0))
+    ours = torch.autograd.grad(ops.attention(*inputs, None, 0.25), inputs, upstream)
+    kept = torch.stack(drawn)
+    plain = torch.autograd.grad(attend_plainly(*inputs, None, kept, 1 / 0.75), inputs, upstream)
+    wide = [part.detach().double().requires_grad_() for part in inputs]
+    exact = torch.autograd.grad(attend_plainly(*wide, None, kept, 1 / 0.75), wide, upstream.double())
+    for mine, theirs, true in zip(ours, plain, exact, strict=True):
+        assert float((mine - true).norm()) < 1.5 * float((theirs - true).norm()) + 1e-2 * float(true.norm())
+
+
+def test_what_attention_drops_does_not_depend_on_the_number_of_threads():
+    inputs, _ = attention_inputs(torch.float64)
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        found.append(ops.attention(*inputs, None, 0.25))
+    torch.set_num_threads(before)
+    assert torch.allclose(found[0], found[1], rtol=1e-10)
+    assert torch.allclose(found[0], found[2], rtol=1e-10)
+
+
+def test_attention_with_dropout_computes_in_autocasts_precision_and_gives_gradients_in_that_of_its_inputs():
+    inputs, upstream = attention_inputs(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = ops.attention(*inputs, None, 0.25)
+    assert output.dtype == torch.bfloat16
+    assert all(part.dtype == torch.float32 for part in torch.autograd.grad(output, inputs, upstream.bfloat16()))
+
+
+def test_attention_with_dropout_gives_the_gradients_that_are_asked_for_also_of_no_utterances():
+    (query, key, value), upstream = attention_inputs(torch.float32)
+    output = ops.attention(query, key.detach(), value.detach(), None, 0.25)
+    (gradient,) = torch.autograd.grad(output, query, upstream)
+    assert gradient.abs().sum() > 0
+    nothing = [part[:0].detach().requires_grad_() for part in (query, key, value)]
+    assert [len(part) for part in torch.autograd.grad(ops.attention(*nothing, None, 0.25).sum(), nothing)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_attention_drops_weights_too(dtype):
+    inputs, _ = attention_inputs(dtype)
+    compiled = torch.compile(ops.attention, backend="eager")
     torch.manual_seed(0)
+    one, other = (compiled(*inputs, None, 0.5) for _ in range(2))
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.99])
+def test_dropout_drops_the_share_and_keeps_the_mean_and_the_gradient_follows(share):
     x = torch.ones(1001, 999, requires_grad=True)
+    torch.manual_seed(0)
     y = ops.dropout(x, share)
-    dropped = float((y == 0).float().mean())
     spread = (share * (1 - share) / x.numel()) ** 0.5
-    assert abs(dropped - share) < 5 * spread + 2 / 65_536
+    assert float((y == 0).float().mean()) == pytest.approx(share, abs=5 * spread + 1 / 65_536)
+    assert float(y.detach().mean()) == pytest.approx(1, abs=5 * spread / (1 - share))
     y.sum().backward()
     assert torch.equal(x.grad, y)  # of ones
-    if share <= 0.5:
-        assert float(y.mean()) == pytest.approx(1, abs=5 * spread / (1 - share) + 1e-4)
     torch.manual_seed(0)
     assert torch.equal(ops.dropout(x, share), y)
+
+
+def test_shares_that_16_bits_are_too_few_for_are_dropped_exactly():
+    torch.manual_seed(0)
+    x = torch.ones(1 << 20)
     assert torch.equal(ops.dropout(x, 0.0), x)
+    assert torch.equal(ops.dropout(x, 1.0), torch.zeros(1 << 20))
+    assert (
+        float((ops.dropout(x, 1e-6) == 0).sum()) < 10
+    )  # 1 of a million is expected, and would be 16 in steps of 1/65,536
 
 
 def test_neighbours_are_dropped_independently():
