@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from hubert.audio import AudioRef, read_waveform
-from hubert.batches import CPU_BATCH_SECONDS, MAX_PADDING, batches_by_length, pad
+from hubert.batches import CPU_BATCH_SECONDS, MAX_PADDING, Heap, batches_by_length, pad
 from hubert.chunks import DEFAULT_RULE, ChunkRule, chunking, cut, level, read_chunks
 from hubert.config import FeatureSettings, KMeansSettings
 from hubert.data import read_ahead
@@ -128,6 +128,7 @@ class FeatureExtractor:
         self.source = source
         self.chunks = chunks
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._heap = Heap()
 
     @cached_property
     def _teacher(self) -> HuBERT:
@@ -157,6 +158,8 @@ class FeatureExtractor:
                 num_layers=num_layers,
                 before_residual=self.source.before_residual,
             )
+        if self.device.type == "cpu":
+            self._heap.give_back()
         lengths = [num_frames(len(waveform)) for waveform in waveforms]
         return [[row[:length].float() for row, length in zip(output, lengths, strict=True)] for output in outputs]
 

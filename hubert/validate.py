@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from hubert.batches import Heap
 from hubert.config import TrainSettings, ValidateSettings
 from hubert.data import MASK, ORDER, MicroBatch, mix, read_ahead, read_crops, samples_of, splitmix64
 from hubert.errors import DataError
@@ -170,7 +171,7 @@ def score(model: HuBERTPretrain, table: Table, validation: ValidateSettings, tra
     model = model.eval()
     device = model.mask_embedding.device
     selection = select(table, validation, train)
-    scores = Scores(table.num_units)
+    scores, heap = Scores(table.num_units), Heap()
 
     def read(plan: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
         return *read_crops(table, plan), draw_masks(table, plan, validation, train)
@@ -180,6 +181,8 @@ def score(model: HuBERTPretrain, table: Table, validation: ValidateSettings, tra
         for waveforms, labels, mask in batches:
             losses, outputs = model(waveforms.to(device), labels, mask=mask, unmasked=True)
             scores.add(losses, outputs, labels, mask)
+            if device.type == "cpu":
+                heap.give_back()
             bar.update(len(labels))
     return scores
 

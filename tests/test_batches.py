@@ -1,5 +1,10 @@
 """Which files go through the teacher together."""
 
+import platform
+import subprocess
+import sys
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,3 +40,28 @@ def test_padding_is_marked_and_where_there_is_none_nothing_is():
     assert mask is not None
     assert mask.tolist() == [[True, True, True], [True, True, False]]
     assert pad([torch.ones(3), torch.ones(3)])[1] is None
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives memory back when it is asked")
+def test_memory_goes_back_to_the_system_although_small_pieces_lie_between():
+    code = """
+import ctypes, os
+from hubert.batches import Heap
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+def rss():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
+pieces = []
+for _ in range(2000):
+    pieces.append(libc.malloc(100_000))  # too small to be a mapping of its own
+    ctypes.memset(pieces[-1], 1, 100_000)
+    libc.malloc(100)  # stays
+for piece in pieces:
+    libc.free(ctypes.c_void_p(piece))
+full = rss()
+Heap(3600.0).give_back()  # too early
+assert rss() > full - 100, (full, rss())
+Heap(0.0).give_back()
+assert rss() < full - 150, (full, rss())
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
