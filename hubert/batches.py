@@ -53,7 +53,7 @@ class Heap:
     otherwise: a process of base would grow by 35 MB per minute of audio. Each time costs up to 0.1 s of page faults.
     """
 
-    def __init__(self, seconds: float = 10.0) -> None:
+    def __init__(self, seconds: float = 2.0) -> None:
         self._seconds = seconds
         self._last = time.monotonic()
         self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
