@@ -51,12 +51,10 @@ libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 def rss():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
-pieces = []
-for _ in range(2000):
-    pieces.append(libc.malloc(100_000))  # too small to be a mapping of its own
-    ctypes.memset(pieces[-1], 1, 100_000)
-    libc.malloc(100)  # stays
+pieces = [libc.malloc(100_000) for _ in range(4000)]  # too small to be mappings of their own
 for piece in pieces:
+    ctypes.memset(piece, 1, 100_000)
+for piece in pieces[::2]:  # the others stay, and pin the heap
     libc.free(ctypes.c_void_p(piece))
 full = rss()
 Heap(3600.0).give_back()  # too early
