@@ -53,13 +53,13 @@ class Heap:
     otherwise: a process of base would grow by 35 MB per minute of audio. Each time costs up to 0.1 s of page faults.
     """
 
-    def __init__(self, seconds: float = 2.0) -> None:
+    def __init__(self, device: torch.device, seconds: float = 2.0) -> None:
         self._seconds = seconds
         self._last = time.monotonic()
-        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if device.type == "cpu" else None
 
     def give_back(self) -> None:
-        """Give memory back, unless that was done less than `seconds` ago."""
+        """Give memory back, unless the batches are computed on a GPU or that was done less than `seconds` ago."""
         now = time.monotonic()
         if self._trim is not None and now >= self._last + self._seconds:
             self._trim(0)

@@ -128,7 +128,7 @@ class FeatureExtractor:
         self.source = source
         self.chunks = chunks
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._heap = Heap()
+        self._heap = Heap(self.device)
 
     @cached_property
     def _teacher(self) -> HuBERT:
@@ -158,8 +158,7 @@ class FeatureExtractor:
                 num_layers=num_layers,
                 before_residual=self.source.before_residual,
             )
-        if self.device.type == "cpu":
-            self._heap.give_back()
+        self._heap.give_back()
         lengths = [num_frames(len(waveform)) for waveform in waveforms]
         return [[row[:length].float() for row, length in zip(output, lengths, strict=True)] for output in outputs]
 

@@ -232,15 +232,15 @@ class _DroppedAttention(torch.autograd.Function):
             weights = q.new_empty(len(q), q.shape[1], k.shape[1])
             kept = torch.empty(weights.shape, dtype=torch.uint8)
             output = q.new_empty(len(q), q.shape[1], v.shape[2])
-            for heads, scratch in _head_groups(weights):
-                torch.bmm(q[heads], k[heads].mT, out=scratch)
+            for heads, scores, dropped in _head_groups(weights):
+                torch.bmm(q[heads], k[heads].mT, out=scores)
                 if masked is not None:
-                    scratch.masked_fill_(masked[heads], float("-inf"))
-                torch.softmax(scratch, -1, out=weights[heads])
+                    scores.masked_fill_(masked[heads], float("-inf"))
+                torch.softmax(scores, -1, out=weights[heads])
                 for one in kept[heads]:  # by itself, so that what is dropped does not depend on the number of threads
                     _draw_kept(one, dropout)
-                torch.mul(weights[heads], kept[heads], out=scratch)
-                torch.bmm(scratch, v[heads], out=output[heads])
+                torch.mul(weights[heads], kept[heads], out=dropped)
+                torch.bmm(dropped, v[heads], out=output[heads])
             ctx.factor = _factor(dropout)
             output *= ctx.factor
         ctx.save_for_backward(q, k, v, weights, kept)
@@ -256,17 +256,14 @@ class _DroppedAttention(torch.autograd.Function):
             torch.empty_like(part) if needed else None
             for part, needed in zip((q, k, v), ctx.needs_input_grad, strict=False)
         )
-        by_scores = torch.empty_like(weights[: _group_size()])
-        for heads, scratch in _head_groups(weights):
+        for heads, by_weights, by_scores in _head_groups(weights):
             if by_value is not None:
-                torch.mul(weights[heads], kept[heads], out=scratch)
-                torch.bmm(scratch.mT, scaled[heads], out=by_value[heads])
-            torch.bmm(scaled[heads], v[heads].mT, out=scratch)
-            scratch.mul_(kept[heads])
+                dropped = torch.mul(weights[heads], kept[heads], out=by_scores)  # memory that is not needed yet
+                torch.bmm(dropped.mT, scaled[heads], out=by_value[heads])
+            torch.bmm(scaled[heads], v[heads].mT, out=by_weights)
+            by_weights.mul_(kept[heads])
             # More exact than the product of the output and its gradient as the sum that it subtracts: an output is rounded.
-            by_scores = torch._softmax_backward_data(  # noqa: SLF001
-                scratch, weights[heads], -1, q.dtype, grad_input=by_scores[: len(scratch)]
-            )
+            torch._softmax_backward_data(by_weights, weights[heads], -1, q.dtype, grad_input=by_scores)  # noqa: SLF001
             if by_query is not None:
                 torch.bmm(by_scores, k[heads], out=by_query[heads])
             if by_key is not None:
@@ -279,24 +276,21 @@ class _DroppedAttention(torch.autograd.Function):
         return by_query, by_key, by_value, None, None
 
 
-def _head_groups(weights: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield heads that are computed at once, with memory for their weights: two for each thread, 1.8 MB each for 13 s.
+def _head_groups(weights: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yield heads that are computed at once, with memory for two values per weight: two heads for each thread.
 
-    The memory is always the same, so that it stays in the cache and the system is not asked for more.
+    Those are 1.8 MB each for 13 s. The memory is always the same, so that it stays in the cache and the system is not asked
+    for more.
     """
-    size = _group_size()
-    scratch = torch.empty_like(weights[:size])
+    size = 2 * torch.get_num_threads()
+    first, second = torch.empty_like(weights[:size]), torch.empty_like(weights[:size])
     for start in range(0, len(weights), size):
-        heads = slice(start, min(start + size, len(weights)))
-        yield heads, scratch[: heads.stop - heads.start]
-
-
-def _group_size() -> int:
-    return 2 * torch.get_num_threads()
+        count = min(size, len(weights) - start)
+        yield slice(start, start + count), first[:count], second[:count]
 
 
 def dropout(x: Tensor, share: float) -> Tensor:
-    """Set a share of the elements to zero and scale the others, so that the mean stays."""
+    """Set a share of the elements to zero, to 1/131,072 on CPUs, and scale the others, so that the mean stays."""
     if not _draws_bytes(x, share):
         return F.dropout(x, share)
     return x * _draw_kept(torch.empty(x.shape, dtype=torch.uint8), share) * _factor(share)

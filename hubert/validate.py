@@ -171,7 +171,7 @@ def score(model: HuBERTPretrain, table: Table, validation: ValidateSettings, tra
     model = model.eval()
     device = model.mask_embedding.device
     selection = select(table, validation, train)
-    scores, heap = Scores(table.num_units), Heap()
+    scores, heap = Scores(table.num_units), Heap(device)
 
     def read(plan: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
         return *read_crops(table, plan), draw_masks(table, plan, validation, train)
@@ -181,8 +181,7 @@ def score(model: HuBERTPretrain, table: Table, validation: ValidateSettings, tra
         for waveforms, labels, mask in batches:
             losses, outputs = model(waveforms.to(device), labels, mask=mask, unmasked=True)
             scores.add(losses, outputs, labels, mask)
-            if device.type == "cpu":
-                heap.give_back()
+            heap.give_back()
             bar.update(len(labels))
     return scores
 

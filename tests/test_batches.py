@@ -46,6 +46,7 @@ def test_padding_is_marked_and_where_there_is_none_nothing_is():
 def test_memory_goes_back_to_the_system_although_small_pieces_lie_between():
     code = """
 import ctypes, os
+import torch
 from hubert.batches import Heap
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
@@ -57,9 +58,10 @@ for piece in pieces:
 for piece in pieces[::2]:  # the others stay, and pin the heap
     libc.free(ctypes.c_void_p(piece))
 full = rss()
-Heap(3600.0).give_back()  # too early
+Heap(torch.device('cpu'), 3600.0).give_back()  # too early
+Heap(torch.device('cuda'), 0.0).give_back()  # not there
 assert rss() > full - 100, (full, rss())
-Heap(0.0).give_back()
+Heap(torch.device('cpu'), 0.0).give_back()
 assert rss() < full - 150, (full, rss())
 """
     subprocess.run([sys.executable, "-c", code], check=True)
