@@ -234,7 +234,7 @@ def test_a_training_whose_srun_is_killed_goes_on_in_another_job(undisturbed, tmp
     """Slurm calls the end of the first one CANCELLED, as if a person had done it."""
     stage = stage_of(tmp_path, table)
     events = train_disturbed(stage, lambda _: os.kill(slurm_jobs(stage.folder)[-1]["srun"]["pid"], signal.SIGKILL))
-    assert states_of(stage)[1:] == ["COMPLETED"]
+    assert states_of(stage)[1:] == ["COMPLETED"], (stage.folder / "train.log").read_text()
     assert events.says("its srun ")
     assert_same(stage, undisturbed)
     slurm.wait_until_empty()
