@@ -77,8 +77,8 @@ def write_subset(folder: Path, kind: str, minutes: float) -> None:
 
     import polars as pl
 
-    from hubert.manifest import write_manifest
-    from hubert.table import write_table
+    from hubert.data.manifest import write_manifest
+    from hubert.units.labels import write_table
 
     lengths = signals.lengths(minutes)
     rng = np.random.default_rng(signals.SEED)
@@ -108,7 +108,7 @@ def write_subset(folder: Path, kind: str, minutes: float) -> None:
 
 def write_model(folder: Path) -> None:
     """Write one model of random weights in three formats."""
-    from hubert import HuBERTPretrain
+    from hubert.model.hubert import HuBERTPretrain
 
     torch.manual_seed(signals.SEED)
     model = HuBERTPretrain(NUM_UNITS, "base")
@@ -119,11 +119,12 @@ def write_model(folder: Path) -> None:
 
 def write_codebooks(folder: Path, layer: int) -> None:
     """Take frames of the corpus as centroids: 100 of MFCC, 500 of the layer."""
-    from hubert import HuBERT
-    from hubert.config import FeatureSettings
-    from hubert.features import FeatureSource, mfcc
-    from hubert.kmeans import Codebook
-    from hubert.origins import weights_digest
+    from hubert.features.mfcc import mfcc
+    from hubert.features.source import FeatureSource
+    from hubert.model.hubert import HuBERT
+    from hubert.model.weights import weights_digest
+    from hubert.settings.sections import FeatureSettings
+    from hubert.units.codebook import Codebook
 
     waveforms = [torch.from_numpy(signals.waveform(number, 16 * signals.SAMPLE_RATE)) for number in range(2)]
     target = folder / "codebooks"
@@ -152,7 +153,7 @@ def write_frames(folder: Path, name: str, number: int) -> None:
     """Write frames: MFCCs of the signals, or 768 numbers that lie around 2,000 points, as a layer's do around phones."""
     from safetensors.torch import save_file
 
-    from hubert.features import mfcc
+    from hubert.features.mfcc import mfcc
 
     target = folder / f"frames-{name}"
     if target.exists():

@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def read_orchestration() -> dict[str, Any] | None:
-    """Return what benchmarks/orchestration.py has recorded; it runs for minutes on a Slurm of its own, so not here."""
+    """Return what benchmarks/studies/orchestration.py has recorded; it runs for minutes on a Slurm of its own, so not here."""
     path = RESULTS / "orchestration.json"
     return json.loads(path.read_text()) if path.exists() else None
 

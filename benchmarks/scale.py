@@ -1,6 +1,6 @@
 """What 1k, 60k and 1M hours cost, from measured rates: python -m benchmarks.scale [--check] writes docs/scale.md.
 
-`hubert.planning` counts files, shards, tasks, disk and audio; the rates come from benchmarks/results. A number that nobody has
+`hubert.runs.plan` counts files, shards, tasks, disk and audio; the rates come from benchmarks/results. A number that nobody has
 measured yet is a dash, and the page says what would fill it.
 """
 
@@ -80,9 +80,9 @@ def read_rates(paths: list[Path] | None = None, orchestration: Path = ORCHESTRAT
 
 def estimate(hours: float, num_gpus: int, rates: Rates) -> dict[str, Any]:
     """Return what a corpus costs, keyed by what stands at the left of the table."""
-    from hubert.paths import find_recipe
-    from hubert.planning import build_plan
-    from hubert.recipe import read_recipe
+    from hubert.core.paths import find_recipe
+    from hubert.runs.plan import build_plan
+    from hubert.settings.recipe import read_recipe
 
     shard_hours = max(1.0, hours / MAX_SHARDS)
     overrides = {f"{section}.shard_hours": shard_hours for section in ("data", "features", "units")}
@@ -150,7 +150,7 @@ def render(rates: Rates) -> str:
 
 
 def render_growth(record: dict[str, Any]) -> str:
-    """Return the table of `benchmarks.growth`: each stage at three sizes, and what k-means of 960 h would take."""
+    """Return the table of `benchmarks.studies.growth`: each stage at three sizes, and what k-means of 960 h would take."""
     lines = [
         "| | size | wall, s | CPU, s | CPU per unit of size, of the smallest's | peak memory, GB |",
         "| --- | --: | --: | --: | --: | --: |",
@@ -188,7 +188,7 @@ def _write(value: float | None) -> str:
 def whole_page() -> str:
     """Return what stands between the page's markers."""
     growth = render_growth(json.loads(GROWTH.read_text())) if GROWTH.exists() else "nothing recorded yet"
-    return f"{render(read_rates())}\n\nThree sizes of each stage (`python -m benchmarks.growth`):\n\n{growth}"
+    return f"{render(read_rates())}\n\nThree sizes of each stage (`python -m benchmarks.studies.growth`):\n\n{growth}"
 
 
 def main() -> None:

@@ -2,23 +2,25 @@
 
 from prefect import flow
 
-from hubert.outcome import Outcome
-from hubert.resolve import Resolved
-from tasks import abx, manifest, outcome, quality, report, validate
+from hubert.evaluation.choice import Outcome
+from hubert.runs.pipeline import Iteration
+from hubert.runs.resolved import Resolved
+from tasks import choice, report
+from tasks.stage import run_stage
 
 
 @flow(name="evaluation", flow_run_name="it{resolved.number} evaluation", validate_parameters=False)
 def evaluation(resolved: Resolved) -> Outcome:
     """Score every checkpoint, choose one and its layer, and write the report."""
-    iteration = resolved.iteration
-    validate.run(iteration.validate)
+    iteration = Iteration(resolved)
+    run_stage(iteration.validate)
     if iteration.abx_manifest is not None:
-        manifest.run(iteration.abx_manifest, "ABX audio")
+        run_stage(iteration.abx_manifest, "ABX audio")
     if iteration.abx is not None:
-        abx.run(iteration.abx)
+        run_stage(iteration.abx)
     if iteration.quality_manifest is not None:
-        manifest.run(iteration.quality_manifest, "aligned audio")
+        run_stage(iteration.quality_manifest, "aligned audio")
     if iteration.quality is not None:
-        quality.run(iteration.quality)
+        run_stage(iteration.quality)
     report.run(iteration)
-    return outcome.run(iteration)  # last: an iteration with an outcome is finished
+    return choice.run(iteration)  # last: an iteration with an outcome is finished

@@ -5,13 +5,13 @@ from prefect import flow
 from flows.evaluation import evaluation
 from flows.label import label
 from flows.training import training
-from hubert.outcome import Outcome
+from hubert.evaluation.choice import Outcome
 from tasks import resolve, train
-from tasks.choose import Choose
-from tasks.cluster import cancel_jobs, task_runner
-from tasks.failure import close_page, write_page
-from tasks.form import ClusterName, IterationOverrides, Number, RecipeName, RunName
-from tasks.preflight import check_cluster
+from tasks.clusters.preflight import check_cluster
+from tasks.clusters.runner import cancel_jobs, task_runner
+from tasks.page.failure import close_page, write_page
+from tasks.page.form import ClusterName, IterationOverrides, Number, RecipeName, RunName
+from tasks.teacher import Choose
 
 
 @flow(

@@ -2,22 +2,24 @@
 
 from prefect import flow
 
-from hubert.resolve import Resolved
-from tasks import features, kmeans, manifest, units
-from tasks.cluster import task_runner
+from hubert.runs.pipeline import Iteration
+from hubert.runs.resolved import Resolved
+from tasks import kmeans
+from tasks.clusters.runner import task_runner
+from tasks.stage import run_stage
 
 
 @flow(name="label", flow_run_name="it{resolved.number} label", validate_parameters=False)
 def label(resolved: Resolved, cluster: str) -> None:
     """Label all audio with the units that this iteration predicts."""
-    iteration = resolved.iteration
-    manifest.run(iteration.manifest)
-    features.run(iteration.features)
+    iteration = Iteration(resolved)
+    run_stage(iteration.manifest)
+    run_stage(iteration.features)
     codebook.with_options(task_runner=task_runner(cluster, "kmeans"))(resolved)
-    units.run(iteration.units)
+    run_stage(iteration.units)
 
 
 @flow(name="codebook", flow_run_name="it{resolved.number} codebook", validate_parameters=False)
 def codebook(resolved: Resolved) -> None:
     """Cluster the sampled features; on workers of its own, as it needs other machines than the encoder."""
-    kmeans.run(resolved.iteration.kmeans)
+    kmeans.run(Iteration(resolved).kmeans)

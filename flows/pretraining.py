@@ -11,11 +11,11 @@ from prefect import flow
 
 from flows.iteration import hubert_iteration
 from tasks import report, resolve, train
-from tasks.choose import Choose, ask_before
-from tasks.cluster import cancel_jobs
-from tasks.failure import close_page, write_page
-from tasks.form import ClusterName, RecipeName, RunName, RunOverrides
-from tasks.preflight import check_cluster
+from tasks.clusters.preflight import check_cluster
+from tasks.clusters.runner import cancel_jobs
+from tasks.page.failure import close_page, write_page
+from tasks.page.form import ClusterName, RecipeName, RunName, RunOverrides
+from tasks.teacher import Choose, ask_before
 
 
 @flow(

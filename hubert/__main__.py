@@ -1,7 +1,7 @@
-"""`python -m hubert`: the command line without the service (`hubert.cli`)."""
+"""`python -m hubert`: the command line without the service (`hubert.cli.main`)."""
 
 import sys
 
-from hubert.cli import main
+from hubert.cli.main import main
 
 sys.exit(main())

@@ -1,273 +1,31 @@
 """The training stage, and the trainer's command: `python -m hubert.train JOB.json`.
 
-`TrainStage` starts the trainer as a process of its own (`hubert.launch`), follows it, and starts it again from its last
+`TrainStage` starts the trainer as a process of its own (`hubert.training.launch`), follows it, and starts it again from its last
 checkpoint when it was killed. The process itself is `main`: it needs torch, numpy, soundfile, pydantic and safetensors,
-talks to no server, and says how it ended by its exit code and in `exit.json` (`hubert.job.Exit`).
+talks to no server, and says how it ended by its exit code and in `exit.json` (`hubert.training.exit_states.Exit`).
 """
 
 import argparse
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, ClassVar
 
-from tqdm import tqdm
-
-from hubert.checkpoint import list_checkpoints
-from hubert.config import TrainSettings
-from hubert.distributed import join_world
-from hubert.errors import ConfigError, DataError, TransientError, first_line
-from hubert.job import Exit, ExitRecord, Horizons, Job, new_attempt, read_job
-from hubert.launch import Event, Launcher, LocalLauncher, follow, job_ids
-from hubert.origins import FRESH
-from hubert.paths import read_json, write_json
-from hubert.rendezvous import find_place
-from hubert.stage import Figures, Plan, Receipt, Spec, Stage
-from hubert.trainer import Trainer
-from hubert.training_folder import read_metrics
-
-MAX_RESTARTS = 3  # in a row that got no further
-
-
-@dataclass
-class TrainStage(Stage):
-    """Masked prediction of a table's units.
-
-    The number of steps is not part of the key. The first start records it as the horizon of the learning rate. More
-    steps later need `extend`, which raises the horizon and goes on from the last checkpoint. Fewer are always allowed:
-    a longer training's checkpoints hold what was asked for, and one that is not that far yet is trained up to there on
-    its recorded schedule.
-
-    `init` is `fresh`, or the local checkpoint whose encoder the training starts from; its weights' hash enters the key.
-    """
-
-    name: ClassVar[str] = "train"
-    parent: Path
-    table: Path
-    table_key: str
-    num_units: int
-    train: TrainSettings
-    extend: bool = False
-    init: str = FRESH
-    init_sha256: str = ""
-
-    def settings(self) -> dict[str, Any]:
-        return {"num_units": self.num_units, **self.train.key_settings()}
-
-    def inputs(self) -> dict[str, str]:
-        return {"table": self.table_key} | ({"init": self.init_sha256} if self.init_sha256 else {})
-
-    def done(self) -> Figures | None:
-        """Return the content of `done.json` if the training has reached the steps that are asked for."""
-        content = super().done()
-        return content if content is not None and content["figures"]["steps"] >= self.train.steps else None
-
-    def receipt(self, index: int, plan: Plan) -> Receipt | None:
-        found = super().receipt(index, plan)
-        return found if found is not None and found.figures["steps"] >= self.train.steps else None
-
-    def make_plan(self) -> list[Spec]:
-        return [{"table": str(self.table)}]
-
-    def plan(self) -> Plan:
-        """Return the plan.
-
-        Raises:
-            ConfigError: more steps than the training was started for, without `extend`.
-        """
-        self.check_steps()
-        return super().plan()
-
-    def work(self, spec: Spec) -> tuple[list[Path], Figures]:  # noqa: ARG002  (there is one shard)
-        with _shown(self) as show:
-            train_until_done(self, show)
-        return self.outputs(), self.summary()
-
-    def finish(self, receipts: list[Receipt]) -> tuple[list[Path], Figures]:
-        return [], {**receipts[0].figures, "checkpoints": self.checkpoints()}
-
-    def seconds_of(self, receipts: list[Receipt]) -> float:
-        """Return the seconds of all attempts: a receipt only knows the last call, which may have found all of it done."""
-        return max(super().seconds_of(receipts), receipts[0].figures["seconds"])
-
-    # For whoever follows the training ---------------------------------------------------------------------------
-
-    @property
-    def metrics(self) -> Path:
-        """The training's log: one JSON object per line."""
-        return self.folder / "metrics.jsonl"
-
-    def reached(self) -> int:
-        """Return the step of the newest complete checkpoint; 0 if there is none."""
-        return max((checkpoint.step for checkpoint in list_checkpoints(self.folder, _ignore)), default=0)
-
-    def checkpoints(self) -> list[dict[str, Any]]:
-        """Return `step, path, sha256, num_layers` of each complete checkpoint, by step."""
-        rows = []
-        for checkpoint in list_checkpoints(self.folder, _ignore):
-            config = read_json(checkpoint.path / "config.json") or {}
-            row = {"step": checkpoint.step, "path": str(checkpoint.path), "sha256": checkpoint.sha256}
-            rows.append({**row, "num_layers": config["model"]["num_layers"]})
-        return rows
-
-    def is_trained(self) -> bool:
-        """Say whether the steps are reached, and counted: the trainer writes its summary after the last checkpoint."""
-        summary = read_json(self.folder / "summary.json") or {"steps": 0}
-        return min(self.reached(), int(summary["steps"])) >= self.train.steps
-
-    def outputs(self) -> list[Path]:
-        """Return the files of the models. The log and the optimizer's states still change after the stage is done."""
-        paths = (checkpoint.path for checkpoint in list_checkpoints(self.folder, _ignore))
-        return [path / name for path in paths for name in ("config.json", "model.safetensors")]
-
-    def summary(self) -> Figures:
-        """Return what the trainer counted, and its last losses.
-
-        Raises:
-            DataError: the training has not finished.
-        """
-        content = read_json(self.folder / "summary.json")
-        lines = read_metrics(self.metrics)
-        if content is None or not lines:
-            raise DataError(
-                f"{self.folder} has no summary.json: the training there has not finished; run `hubert train` again"
-            )
-        jobs = {"slurm_jobs": ids} if (ids := job_ids(self.folder)) else {}
-        return {**content, **jobs, "last": lines[-1]}
-
-    def horizons(self) -> Horizons:
-        """Return the recorded schedule; empty before the first start."""
-        content = read_json(self.folder / "horizons.json") or {"horizons": []}
-        return tuple((int(first), int(last)) for first, last in content["horizons"])
-
-    def check_steps(self) -> None:
-        """Make sure that the steps asked for fit to the training that is there.
-
-        Raises:
-            ConfigError: they are more than it was started for, and `extend` is not set.
-        """
-        recorded = self.horizons()
-        if recorded and self.train.steps > recorded[-1][1] and not self.extend:
-            raise ConfigError(
-                f"train.steps is {self.train.steps}, but the training in {self.folder} was started for {recorded[-1][1]} steps, "
-                "and its learning rate falls to 0 there. To go on from its last checkpoint on a longer schedule, say so with "
-                "`--extend`; for a new training from step 0 change another setting, such as train.seed"
-            )
-
-    def job(self) -> Job:
-        """Return what the trainer is told, and record the schedule: the steps of the first start, or a longer one.
-
-        Raises:
-            ConfigError: as `check_steps`.
-        """
-        self.check_steps()
-        horizons = self.horizons()
-        steps = self.train.steps
-        if not horizons or steps > horizons[-1][1]:
-            horizons = (*horizons, (self.reached() if horizons else 0, steps))
-            write_json(self.folder / "horizons.json", {"horizons": horizons})
-        return Job(
-            folder=self.folder,
-            table=self.table,
-            table_key=self.table_key,
-            num_units=self.num_units,
-            settings=self.train,
-            horizons=horizons,
-            init=self.init,
-            init_sha256=self.init_sha256,
-        )
-
-
-OnEvent = Callable[[Event], object]
-
-
-def train_until_done(
-    stage: TrainStage, on_event: OnEvent, *, launcher: Launcher | None = None, max_restarts: int = MAX_RESTARTS
-) -> None:
-    """Train until the stage's steps are reached: adopt the live trainer of its folder, or start one, and follow it.
-
-    A trainer that was killed or lost its surroundings is started again from its last checkpoint. A keyboard interrupt
-    stops it after a checkpoint; any other end of this process leaves it running, to be adopted later.
-
-    Args:
-        stage: which training.
-        on_event: called with each line of the log, each new line of metrics, each change of the trainer's state.
-        launcher: where it runs; on this machine if nothing is said.
-        max_restarts: how often it is started again without a new checkpoint in between.
-
-    Raises:
-        ConfigError, DataError, TrainingDiverged: another start would end the same way.
-        TrainingCancelled: a person stopped it.
-        TransientError: it failed more than `max_restarts` times without getting further.
-    """
-    launcher = launcher or LocalLauncher()
-    failures = 0
-    shown = 0
-    while True:
-        trainer = launcher.find_running(stage.folder)
-        reached = stage.reached()
-        if trainer is not None:
-            on_event(Event("log", text=f"found the trainer alive ({trainer.name}); following it"))
-        elif stage.is_trained():
-            return
-        try:
-            trainer = trainer or launcher.launch(stage.job())
-            for event in follow(trainer, after_step=shown):
-                if event.metrics is not None:
-                    shown = int(event.metrics["step"])
-                on_event(event)
-            error = TransientError(
-                f"the trainer in {stage.folder} ended before step {stage.train.steps} or its summary"
-            )
-            if stage.is_trained():
-                return
-        except KeyboardInterrupt:
-            if trainer := trainer or launcher.find_running(stage.folder):
-                trainer.stop()
-            raise
-        except TransientError as caught:
-            error = caught
-        if stage.reached() > reached:
-            failures = 0
-            on_event(Event("log", text=f"{first_line(error)}\nstarting it again from step {stage.reached()}"))
-            continue
-        failures += 1
-        if failures > max_restarts:
-            raise error
-        on_event(Event("log", text=f"{error}\nstarting it again from step {reached} ({failures} of {max_restarts})"))
-        time.sleep(launcher.pause(failures))
-
-
-@contextmanager
-def _shown(stage: TrainStage) -> Iterator[OnEvent]:
-    """Show a training: a progress bar in a terminal, else the trainer's own lines."""
-    with tqdm(total=stage.train.steps, desc=stage.label, unit="step", disable=None) as bar:
-
-        def show(event: Event) -> None:
-            if event.metrics is not None:
-                bar.update(event.metrics["step"] - bar.n)
-                bar.set_postfix(loss=event.metrics["loss"], accuracy=event.metrics["accuracy"])
-            elif bar.disable:
-                print(event.text, flush=True)
-
-        yield show
-
-
-def _ignore(_: str) -> None:
-    """Take no notice of an incomplete checkpoint: the trainer itself reports it."""
-
+from hubert.core.errors import ConfigError
+from hubert.training.distributed import join_world
+from hubert.training.exit_states import Exit, ExitRecord
+from hubert.training.job import new_attempt, read_job
+from hubert.training.ranks import find_place
+from hubert.training.trainer import Trainer
 
 # The trainer's command --------------------------------------------------------------------------------------------
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train as a job file says. Returns the exit code, one of `hubert.job.Exit`."""
+    """Train as a job file says. Returns the exit code, one of `hubert.training.exit_states.Exit`."""
     parser = argparse.ArgumentParser(prog="python -m hubert.train", description="Train as a job file says.")
     parser.add_argument("job", type=Path, help="job file (JSON or TOML), as the training stage writes it")
     parser.add_argument("--attempt", default="", help="only if the job file is still this attempt's")

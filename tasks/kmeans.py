@@ -1,9 +1,9 @@
-"""Fit the codebook with dask-ml on the workers: `hubert.kmeans`. The only file that imports dask_ml.
+"""Fit the codebook with dask-ml on the workers: `hubert.units.kmeans`. The only file that imports dask_ml.
 
 dask-ml gets k-means++ centroids as its start (its own k-means|| fills most of them at random on speech) and runs Lloyd
 over arrays that stay sharded: no machine ever holds all frames. A sample that is small enough for one process
 (`kmeans.local_megabytes`) stays there: between workers the messages and bookkeeping of an iteration cost more than its
-arithmetic (benchmarks/results/cpu-speed.md, by `python benchmarks/cpu_speed.py kmeans`).
+arithmetic (benchmarks/results/cpu-speed.md, by `python benchmarks/studies/cpu_speed.py kmeans`).
 """
 
 import os
@@ -23,11 +23,12 @@ from dask.system import CPU_COUNT
 from distributed import worker_client
 from torch import Tensor
 
-from hubert.config import KMeansSettings
-from hubert.features import read_frames, shard_shape
-from hubert.kmeans import CHUNK, KMeansStage, nearest_centroids
-from hubert.stage import Figures
-from hubert.threads import one_thread
+from hubert.core.machine import one_thread
+from hubert.core.stage import Figures
+from hubert.features.frames_file import read_frames, shard_shape
+from hubert.settings.sections import KMeansSettings
+from hubert.units.codebook import CHUNK, nearest_centroids
+from hubert.units.kmeans import KMeansStage
 from tasks.stage import run_stage
 
 MOMENT_ROWS = 2048  # frames that are float64 at a time: 13 MB of 768 dimensions
@@ -105,7 +106,7 @@ def search(
     dask-ml has scikit-learn search, which multiplies in float64 and takes two to three times as long, and sends the centroids
     with each chunk's task; here they are a value of their own (500 of 768 numbers are 1.5 MB, and 17 million frames 260
     chunks). It wants distances only for `inertia_`, after the last iteration; ours are measured on the final centroids
-    (`hubert.kmeans.codebook_figures`), so a pass over the frames is spared.
+    (`hubert.units.kmeans.codebook_figures`), so a pass over the frames is spared.
 
     Args:
         frames: (N, D) float32 in chunks of whole frames.
@@ -130,7 +131,7 @@ def chunk_units(frames: np.ndarray, centroids: np.ndarray) -> np.ndarray:
 
 
 def dask_variance(frames: da.Array) -> float:
-    """Return the variance of the frames, averaged over the dimensions: `hubert.kmeans.mean_variance` of a Dask array.
+    """Return the variance of the frames, averaged over the dimensions: `hubert.units.kmeans.mean_variance` of a Dask array.
 
     Each chunk becomes three rows of numbers where it lies, and they are added up here in the order of the chunks. Dask's
     own `var` of float64 frames holds several float64 copies of a chunk per thread.

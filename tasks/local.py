@@ -9,11 +9,11 @@ from typing import ClassVar
 from distributed import Client, LocalCluster
 from torch import Tensor
 
-from hubert.errors import ConfigError
-from hubert.kmeans import KMeansStage
-from hubert.stage import Figures
-from tasks.cluster import local_workers
-from tasks.cluster_settings import AddressSettings, LocalSettings, read_cluster
+from hubert.core.errors import ConfigError
+from hubert.core.stage import Figures
+from hubert.units.kmeans import KMeansStage
+from tasks.clusters.runner import local_workers
+from tasks.clusters.settings import AddressSettings, LocalSettings, read_cluster
 from tasks.kmeans import dask_lloyd
 
 

@@ -1,14 +1,14 @@
-"""The iteration's page, and the one of the whole run: `hubert.report`, linked from the Prefect run and from MLflow."""
+"""The iteration's page, and the one of the whole run: `hubert.report.stage`, linked from the Prefect run and from MLflow."""
 
 import os
 
 from prefect import get_run_logger, task
 
-from hubert.errors import TransientError
-from hubert.paths import RunFolder
-from hubert.pipeline import Iteration
-from hubert.report import is_summarised, summarise_run
-from tasks.page import key_of, open_page, recall_link, show, show_link
+from hubert.core.errors import TransientError
+from hubert.core.paths import RunFolder
+from hubert.report.stage import is_summarised, summarise_run
+from hubert.runs.pipeline import Iteration
+from tasks.page.page import key_of, open_page, recall_link, show, show_link
 from tasks.stage import cached, run_stage
 from tasks.train import link_of
 
@@ -27,8 +27,8 @@ def run(iteration: Iteration) -> None:
     if not server or (was_done and logged.exists() and logged.read_text() == server):
         recall_link(iteration.home, link)
         return
-    from tasks.registry import log_evaluation  # as in tasks/train.py
-    from tasks.tracking import tracker_of
+    from tasks.tracking.mirror import tracker_of
+    from tasks.tracking.registry import log_evaluation  # as in tasks/train.py
 
     if (tracker := tracker_of(iteration)) is None:
         return

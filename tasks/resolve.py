@@ -7,14 +7,16 @@ from uuid import UUID
 
 from prefect import get_run_logger, runtime, task
 
-from hubert.errors import ConfigError
-from hubert.paths import RunFolder, demo_corpus_folder, find_recipe
-from hubert.recipe import read_recipe
-from hubert.resolve import Resolved, check_number, first_unfinished, resolve
-from tasks.artifacts import costs_nothing, reach
-from tasks.choose import Choose, settle_teacher
-from tasks.page import key_of, open_page, show
+from hubert.core.errors import ConfigError
+from hubert.core.paths import RunFolder, demo_corpus_folder, find_recipe
+from hubert.runs.pipeline import Iteration
+from hubert.runs.resolve import check_number, first_unfinished, resolve
+from hubert.runs.resolved import Resolved
+from hubert.settings.recipe import read_recipe
+from tasks.page.page import key_of, open_page, show
+from tasks.page.prefect_client import costs_nothing, reach
 from tasks.stage import RETRIES
+from tasks.teacher import Choose, settle_teacher
 
 
 def settle(run: str, recipe: str, data: str, *, choose: Choose = "auto", **wishes: Any) -> Resolved:
@@ -43,10 +45,10 @@ def settle(run: str, recipe: str, data: str, *, choose: Choose = "auto", **wishe
     open_overview(resolved)
     show(
         "markdown",
-        key_of(resolved.iteration.home, "settings"),
-        f"**{folder.name}, iteration {resolved.number}**\n\nstarts from: {resolved.iteration.source.describe()} "
+        key_of(Iteration(resolved).home, "settings"),
+        f"**{folder.name}, iteration {resolved.number}**\n\nstarts from: {Iteration(resolved).source.describe()} "
         f"({resolved.chosen})\n\n`{record}`\n\n```toml\n{record.read_text()}\n```",
-        f"what this run does: {folder.name}, iteration {resolved.number}, from {resolved.iteration.source.describe()}",
+        f"what this run does: {folder.name}, iteration {resolved.number}, from {Iteration(resolved).source.describe()}",
     )
     return announce(resolved)
 
@@ -60,7 +62,7 @@ def announce(resolved: Resolved) -> Resolved:
 @costs_nothing("its name and its tags")
 def name_flow_run(resolved: Resolved) -> None:
     """Set name and tags of the surrounding flow run."""
-    name, number, source = RunFolder.of(resolved.run).name, resolved.number, resolved.iteration.source
+    name, number, source = RunFolder.of(resolved.run).name, resolved.number, Iteration(resolved).source
     title = f"{name} it{number} {'MFCC' if source.is_mfcc else f'layer {source.layer}'}"
     tags = {*runtime.flow_run.tags, name, f"it{number}"}
     if runtime.flow_run.id:
@@ -71,8 +73,8 @@ def name_flow_run(resolved: Resolved) -> None:
 @costs_nothing("the overview")
 def open_overview(resolved: Resolved) -> None:
     """Begin the page of an iteration."""
-    name, source = Path(resolved.run).name, resolved.iteration.source.describe()
-    open_page(resolved.iteration.home, f"{name}, iteration {resolved.number}: clusters {source}")
+    name, source = Path(resolved.run).name, Iteration(resolved).source.describe()
+    open_page(Iteration(resolved).home, f"{name}, iteration {resolved.number}: clusters {source}")
 
 
 def corpus_of(recipe: str, overrides: Mapping[str, Any] | None) -> str:
@@ -90,7 +92,7 @@ def corpus_of(recipe: str, overrides: Mapping[str, Any] | None) -> str:
 @task(task_run_name="demo corpus", **RETRIES)
 def demo_corpus(folder: str) -> str:
     """Make the demo's speech, or find it finished."""
-    from hubert.demo import build_demo_corpus  # an optional dependency, only the demo has it
+    from hubert.data.demo.corpus import build_demo_corpus  # an optional dependency, only the demo has it
 
     return str(build_demo_corpus(Path(folder)))
 

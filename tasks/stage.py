@@ -1,6 +1,6 @@
 """How Prefect runs a stage: what is done shows as Cached, the rest is dealt out to the task runner's workers.
 
-The stage's files are the truth (`hubert.stage`), so Prefect's own result caching stays off. A task carries a group of
+The stage's files are the truth (`hubert.core.stage`), so Prefect's own result caching stays off. A task carries a group of
 shards, each with its receipt: a retry or a replaced worker redoes only what is missing.
 """
 
@@ -21,15 +21,15 @@ from prefect.states import Completed, Crashed
 from prefect.tasks import Task
 from prefect_dask.task_runners import DaskTaskRunner, PrefectDaskFuture
 
-from hubert.errors import ConfigError, DataError, TrainingCancelled, TrainingDiverged, TransientError, first_line
-from hubert.stage import Figures, Plan, Stage, group
-from tasks.artifacts import connect, costs_nothing, run_logger
-from tasks.failure import describe_shard, noting
-from tasks.page import show_link, show_stage
-from tasks.progress import Bar
+from hubert.core.errors import ConfigError, DataError, TrainingCancelled, TrainingDiverged, TransientError, first_line
+from hubert.core.stage import Figures, Plan, Stage, group
+from tasks.page.failure import describe_shard, noting
+from tasks.page.page import show_link, show_stage
+from tasks.page.prefect_client import connect, costs_nothing, run_logger
+from tasks.page.progress import Bar
 
 if TYPE_CHECKING:
-    from tasks.slurm_workers import SlurmWorkers
+    from tasks.slurm.workers import SlurmWorkers
 
 MAX_ROUNDS = 3  # how often shards that were lost with their workers are dealt out again
 NUM_GROUPS = 200  # Prefect tasks per stage at most: each costs about 0.2 s

@@ -11,24 +11,35 @@ from uuid import UUID
 
 from prefect import task
 
-from hubert.launch import STOP_SECONDS, Event, Launcher, LocalLauncher
-from hubert.paths import RunFolder
-from hubert.pipeline import Iteration
-from hubert.progress import Pace, number
-from hubert.stage import Figures
-from hubert.train import MAX_RESTARTS, TrainStage, train_until_done
-from hubert.wording import duration, fixed, percent
-from tasks.artifacts import SHOW_SECONDS, costs_nothing, run_logger
-from tasks.cluster_settings import read_cluster
-from tasks.failure import noting
-from tasks.markdown import cell
-from tasks.page import AT_WORK, STOPPED, key_of, note, recall_link, renew, show, show_link, show_picture, show_stage
-from tasks.slurm_settings import SlurmSettings
-from tasks.slurm_training import SlurmLauncher
+from hubert.core.paths import RunFolder
+from hubert.core.stage import Figures
+from hubert.core.text import duration, fixed, number, percent
+from hubert.runs.pipeline import Iteration
+from hubert.runs.progress import Pace
+from hubert.training.launch import STOP_SECONDS, Event, Launcher, LocalLauncher
+from hubert.training.stage import MAX_RESTARTS, TrainStage, train_until_done
+from tasks.clusters.settings import read_cluster
+from tasks.page.failure import noting
+from tasks.page.markdown import cell
+from tasks.page.page import (
+    AT_WORK,
+    STOPPED,
+    key_of,
+    note,
+    recall_link,
+    renew,
+    show,
+    show_link,
+    show_picture,
+    show_stage,
+)
+from tasks.page.prefect_client import SHOW_SECONDS, costs_nothing, run_logger
+from tasks.slurm.settings import SlurmSettings
+from tasks.slurm.training import SlurmLauncher
 from tasks.stage import cached
 
 if TYPE_CHECKING:
-    from tasks.tracking import Tracker
+    from tasks.tracking.mirror import Tracker
 
 MIRROR_SECONDS = 5.0  # between two requests to MLflow
 DRAW_SECONDS = 60.0  # until the first picture of the losses, then twice as long each time: the server keeps them all
@@ -107,7 +118,7 @@ class Follower:
     def draw(self) -> None:
         """Show the losses so far as a picture."""
         self.drawn = time.monotonic()
-        from hubert.pictures import draw_training  # matplotlib takes a second to import
+        from hubert.report.plots.curves import draw_training  # matplotlib takes a second to import
 
         if (picture := draw_training(self.stage.metrics)) is not None:
             show_picture(self.stage.parent, "loss", picture, f"{self.stage.label}: loss by step")
@@ -169,7 +180,7 @@ def describe(line: Mapping[str, Any], steps: int, steps_per_second: float | None
 )  # no retries of Prefect's: `train_until_done` starts the trainer again, and says how often
 def follow_training(label: str, iteration: Iteration, cluster: str) -> Figures:  # noqa: ARG001  (`label` names the run)
     """Train until the steps are reached: adopt the live trainer of the folder, or start one, and follow it."""
-    from tasks.tracking import tracker_of  # MLflow takes seconds to import: not for a finished run
+    from tasks.tracking.mirror import tracker_of  # MLflow takes seconds to import: not for a finished run
 
     stage, tracker = iteration.train, tracker_of(iteration)
     follower = Follower(stage, tracker)

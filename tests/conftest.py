@@ -20,7 +20,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 def service_settings(root: Path, **changes: Any) -> "ServiceSettings":  # noqa: F821
     """Settings of a service of its own, below a folder; `changes` win."""
-    from tasks.service_settings import ServiceSettings
+    from tasks.service.settings import ServiceSettings
 
     prefect_port, mlflow_port = free_ports(2)
     return ServiceSettings(
@@ -36,7 +36,7 @@ def service_settings(root: Path, **changes: Any) -> "ServiceSettings":  # noqa: 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Service"]:  # noqa: F821
     """A running service with the deployments of tests/flows; `environment(service.settings)` is what a flow needs."""
-    from tasks.service import down, up
+    from tasks.service.service import down, up
 
     settings = service_settings(tmp_path_factory.mktemp("the service"))  # with a space, as a user's folder may have
     project = Path(__file__).parent / "flows"
@@ -47,7 +47,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Service"]:  #
 @pytest.fixture(scope="session")
 def deployed(service: "Service") -> "Service":  # noqa: F821
     """The running service with the project's own deployments, beside those of tests/flows."""
-    from tasks.service import deploy
+    from tasks.service.service import deploy
 
     deploy(service.settings)
     return service
@@ -80,7 +80,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator["VirtualSlurm"]:
 @pytest.fixture(scope="session")
 def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small corpus; what tests run on it lies beside it."""
-    from tests.small import build_corpus
+    from tests.support.small import build_corpus
 
     return build_corpus(tmp_path_factory.mktemp("flows") / "corpus")
 
@@ -88,9 +88,9 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_run(service: "Service", small_corpus: Path) -> "SmallRun":  # noqa: F821
     """A finished run of two iterations of the small recipe, by real flows: of use to several test files."""
-    from tasks.service_settings import environment
-    from tests.flow_runs import PRETRAINING, SmallRun, run_flow
-    from tests.small import write_recipe
+    from tasks.service.settings import environment
+    from tests.support.flow_runs import PRETRAINING, SmallRun, run_flow
+    from tests.support.small import write_recipe
 
     folder = small_corpus.parent
     recipe = write_recipe(folder / "small.toml")

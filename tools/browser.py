@@ -1,7 +1,7 @@
 """The pages of Prefect and MLflow in Chromium, used as a person uses them: by labels, roles and texts.
 
-For tests/test_browser.py and for the pictures of the docs (`tools.screenshots`). Playwright drives the system's Chromium
-(Debian: `apt-get install chromium`); it downloads none of its own.
+For tests/end_to_end/test_browser.py and for the pictures of the docs (`tools.screenshots`). Playwright drives the
+system's Chromium (Debian: `apt-get install chromium`); it downloads none of its own.
 """
 
 import os

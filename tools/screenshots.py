@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from playwright.sync_api import Error
 
-from hubert.errors import HubertError
-from hubert.paths import PROJECT, RunFolder
+from hubert.core.errors import HubertError
+from hubert.core.paths import PROJECT, RunFolder
 from tools.browser import RUN_SECONDS, WIDE, MlflowPages, PrefectPages, new_page, open_chromium
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
 
-    from tasks.prefect_api import PrefectApi
-    from tasks.service_settings import ServiceSettings
+    from tasks.service.prefect_api import PrefectApi
+    from tasks.service.settings import ServiceSettings
 
 RUN = "speech"
 MAX_BYTES = 200_000
@@ -48,7 +48,7 @@ def main() -> int:
     """Take all pictures; returns the exit code."""
     images = Path(sys.argv[1]) if len(sys.argv) > 1 else PROJECT / "docs" / "images"
     images.mkdir(parents=True, exist_ok=True)
-    from tasks.signals import interrupted_by
+    from tasks.service.signals import interrupted_by
 
     # Whatever ends this program, its servers must not be left behind.
     stop_all = interrupted_by(signal.SIGTERM, signal.SIGHUP)
@@ -56,7 +56,7 @@ def main() -> int:
         folder = Path(scratch)
         os.environ |= {"HUBERT_RUNS": str(folder / "runs"), "PREFECT_PLUGINS_ENABLED": "false"}
         settings = start_service(folder, stack)
-        from hubert.demo import build_demo_corpus
+        from hubert.data.demo.corpus import build_demo_corpus
 
         data = build_demo_corpus(folder / "speech", num_train=40, num_validation=8, num_abx=30)
         camera = Camera(stack.enter_context(open_chromium()), images)
@@ -66,8 +66,8 @@ def main() -> int:
 
 def start_service(folder: Path, stack: ExitStack) -> "ServiceSettings":
     """Do what `hubert up` does, in a folder and on ports of its own; the stack stops it."""
-    from tasks.service import down, up
-    from tasks.service_settings import ServiceSettings
+    from tasks.service.service import down, up
+    from tasks.service.settings import ServiceSettings
 
     settings = ServiceSettings(folder=folder / "service", prefect_port=4277, mlflow_port=5077, profiles=folder / "none")
     up(settings)
@@ -137,8 +137,8 @@ def fit(page: "Page", last: "Locator") -> None:
 
 def take_all(camera: Camera, settings: "ServiceSettings", data: Path) -> None:
     """Go through a run from its form to its report, and take a picture at each stop."""
-    from tasks.follow import start_run
-    from tasks.prefect_api import connect
+    from tasks.service.follow import start_run
+    from tasks.service.prefect_api import connect
 
     camera.attempt(take_form, camera, settings, data)
     with connect(settings.api_url) as api:
@@ -203,7 +203,7 @@ def take_question(camera: Camera, settings: "ServiceSettings", run_id: str) -> N
 
 def answer_question(api: "PrefectApi", run_id: str) -> None:
     """Take what the form proposes, as nobody has answered it: the run waits for that, perhaps only in a while."""
-    from tasks.follow import EXIT_CODES, read_family
+    from tasks.service.follow import EXIT_CODES, read_family
 
     def goes_on() -> bool:
         answer = api.post(f"/flow_runs/{run_id}/resume", {"run_input": {}})
@@ -259,7 +259,7 @@ def take_report(camera: Camera) -> None:
 
 def iteration_of(api: "PrefectApi", run_id: str, number: int) -> str:
     """Wait for the flow run of an iteration, and return its id."""
-    from tasks.follow import read_family
+    from tasks.service.follow import read_family
 
     def find() -> list[str]:
         return [run["id"] for run in read_family(api, run_id) if run["parameters"].get("iteration") == number]
@@ -270,7 +270,7 @@ def iteration_of(api: "PrefectApi", run_id: str, number: int) -> str:
 
 def wait_until(what: str, is_so: Callable[[], bool]) -> None:
     """Wait for something that a run does."""
-    from tasks.processes import wait_for
+    from tasks.service.processes import wait_for
 
     wait_for({what: is_so}, [], RUN_SECONDS)
 

@@ -19,10 +19,10 @@ def _optimizer(model):
 
 
 def ours(run: Run) -> Outcome:
-    """As hubert.training_folder."""
+    """As hubert.training.folder."""
     use_threads(run)
-    from hubert import HuBERTPretrain
-    from hubert.checkpoint import write_checkpoint
+    from hubert.model.hubert import HuBERTPretrain
+    from hubert.training.checkpoint import write_checkpoint
 
     model = HuBERTPretrain(500, "base").to(run.device)
     optimizer = _optimizer(model)

@@ -31,8 +31,8 @@ def _finish(run: Run, model, loss) -> Outcome:
 def ours(run: Run) -> Outcome:
     """What hubert.train imports."""
     use_threads(run)
-    from hubert.model import HuBERTPretrain
-    from hubert.trainer import Trainer  # noqa: F401  (it is what a training imports)
+    from hubert.model.hubert import HuBERTPretrain
+    from hubert.training.trainer import Trainer  # noqa: F401  (it is what a training imports)
 
     model = HuBERTPretrain(500, "base").to(run.device).train()
     waveforms, labels, mask = _arrays()

@@ -34,9 +34,10 @@ def _ours(run: Run, fit, **settings) -> Outcome:  # noqa: ANN003
     import dask_ml.cluster  # noqa: F401
     import sklearn.cluster  # noqa: F401  (the other side imports it before its time is taken, too)
 
-    from hubert.config import KMeansSettings
-    from hubert.features import FeatureSource
-    from hubert.kmeans import Codebook, KMeansStage
+    from hubert.features.source import FeatureSource
+    from hubert.settings.sections import KMeansSettings
+    from hubert.units.codebook import Codebook
+    from hubert.units.kmeans import KMeansStage
 
     folder = run.inputs / f"frames-{run.options['frames']}"
     chosen = KMeansSettings(num_units=run.options["num_units"], **run.options.get("settings", {}), **settings)

@@ -25,9 +25,9 @@ def _run(run: Run, compute) -> Outcome:
 def ours(run: Run) -> Outcome:
     """In the batches that labelling makes."""
     use_threads(run)
-    from hubert import HuBERT
-    from hubert.batches import CPU_BATCH_SECONDS, batches_by_length, pad
-    from hubert.encoder import keep_products_in_bfloat16
+    from hubert.features.batches import CPU_BATCH_SECONDS, batches_by_length, pad
+    from hubert.model.encoder import keep_products_in_bfloat16
+    from hubert.model.hubert import HuBERT
 
     model = HuBERT.from_pretrained(run.inputs / "model" / "own").eval().to(run.device)
     if run.options["dtype"] == "bfloat16":

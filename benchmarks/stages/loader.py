@@ -24,7 +24,7 @@ def _drain(run: Run, batches) -> Outcome:
 
 def train_settings(run: Run):
     """Return our settings for one micro-batch a step."""
-    from hubert.config import TrainSettings
+    from hubert.settings.sections import TrainSettings
 
     seconds = run.options["batch_seconds"]
     return TrainSettings(
@@ -37,8 +37,8 @@ def train_settings(run: Run):
 
 def our_loader(run: Run, kind: str):
     """Return our trainer's endless batches."""
-    from hubert.data import CropPlan, load_batches
-    from hubert.table import Table
+    from hubert.training.crops import CropPlan, load_batches
+    from hubert.units.labels import Table
 
     table = Table(run.inputs / f"subset-{run.options['minutes']:g}" / f"table-{kind}")
     settings = train_settings(run)

@@ -22,7 +22,8 @@ def _run(run: Run, compute) -> Outcome:
 
 def ours(run: Run) -> Outcome:
     """Through the extractor that the features and units stages use."""
-    from hubert.features import FeatureExtractor, FeatureSource
+    from hubert.features.extract import FeatureExtractor
+    from hubert.features.source import FeatureSource
 
     return _run(run, FeatureExtractor(FeatureSource()))
 

@@ -17,7 +17,7 @@ MEMORY = Path("/dev/shm")  # noqa: S108  (a folder with a name of its own is mad
 
 def ours(run: Run) -> Outcome:
     """Plan, do each shard, put together; then look again."""
-    from hubert.stage import Figures, Spec, Stage
+    from hubert.core.stage import Figures, Spec, Stage
 
     @dataclass
     class Empty(Stage):

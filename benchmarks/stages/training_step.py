@@ -63,9 +63,9 @@ def _steps(run: Run, model, loss_of, batches=None) -> Outcome:
 
 
 def ours(run: Run) -> Outcome:
-    """The model and the loss of hubert.trainer."""
+    """The model and the loss of hubert.training.trainer."""
     use_threads(run)
-    from hubert import HuBERTPretrain
+    from hubert.model.hubert import HuBERTPretrain
 
     # Loaded, and put into a model without layerdrop.
     loaded = HuBERTPretrain.from_pretrained(run.inputs / "model" / "own")

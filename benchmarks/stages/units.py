@@ -33,10 +33,11 @@ def ours(run: Run) -> Outcome:
     import polars as pl
     import torchaudio.compliance.kaldi  # noqa: F401  (the other side imports it before its time is taken, too)
 
-    from hubert.config import FeatureSettings, KMeansSettings
-    from hubert.features import FeatureSource, FeaturesStage
-    from hubert.origins import weights_digest
-    from hubert.units import UnitsStage
+    from hubert.features.source import FeatureSource
+    from hubert.features.stage import FeaturesStage
+    from hubert.model.weights import weights_digest
+    from hubert.settings.sections import FeatureSettings, KMeansSettings
+    from hubert.units.assign import UnitsStage
 
     name, source, settings = "mfcc", FeatureSource(), FeatureSettings()
     if run.options["source"] == "layer":

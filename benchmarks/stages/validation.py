@@ -9,12 +9,12 @@ from benchmarks.stages.loader import MAX_SECONDS, train_settings
 
 
 def ours(run: Run) -> Outcome:
-    """hubert.validate, float32."""
+    """hubert.evaluation.validate, float32."""
     use_threads(run)
-    from hubert import HuBERTPretrain
-    from hubert.config import ValidateSettings
-    from hubert.table import Table
-    from hubert.validate import score
+    from hubert.evaluation.validate import score
+    from hubert.model.hubert import HuBERTPretrain
+    from hubert.settings.sections import ValidateSettings
+    from hubert.units.labels import Table
 
     model = HuBERTPretrain.from_pretrained(run.inputs / "model" / "own").to(run.device)
     table = Table(run.inputs / f"subset-{run.options['minutes']:g}" / "table-flac")

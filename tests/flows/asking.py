@@ -2,8 +2,8 @@
 
 from prefect import flow
 
-from tasks.choose import Choose, ask_before
 from tasks.resolve import settle
+from tasks.teacher import Choose, ask_before
 
 
 @flow(name="asking")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from prefect import flow, get_run_logger, task
 
-from hubert.errors import DataError
-from tasks.failure import close_page, write_page
+from hubert.core.errors import DataError
+from tasks.page.failure import close_page, write_page
 
 
 @flow(name="small")

@@ -1,0 +1,1 @@
+"""One question each, answered once and recorded in benchmarks/results."""

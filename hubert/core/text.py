@@ -1,0 +1,102 @@
+"""How numbers, durations and sizes are written for people, in terminals and in reports."""
+
+from collections.abc import Sequence
+from typing import Any
+
+ABBREVIATIONS = {"pnmi": "PNMI", "nmi": "NMI", "abx": "ABX", "mfcc": "MFCC"}
+
+NAMES = {
+    "num_dead_units": "unused units",
+    "majority_unit": "most frequent unit",
+    "majority_share": "its share",
+    "num_overrun_files": "files whose alignment outlasts their units",
+    "num_unaligned_frames": "frames without a phone",
+    "num_excluded_frames": "frames left out (silence, noise)",
+    "mean_run_length": "mean run length (frames)",
+    "mean_phone_length": "mean phone length (frames)",
+    "mean_unit_length": "mean unit length (frames)",
+    "mutual_information": "mutual information (nats)",
+    "phone_entropy": "phone entropy (nats)",
+    "unit_entropy": "unit entropy (nats)",
+    "unigram_entropy": "unigram entropy (nats)",
+    "phone_entropy_given_unit": "phone entropy given the unit (nats)",
+    "unit_entropy_given_phone": "unit entropy given the phone (nats)",
+}
+
+
+def fixed(value: float | None, digits: int = 3, *, absent: str = "-") -> str:
+    """Write a number with a fixed number of decimals; a dash for what was not measured."""
+    return absent if value is None else f"{value:,.{digits}f}"
+
+
+def percent(value: float | None, digits: int = 1, *, absent: str = "-") -> str:
+    """Write a share as per cent, without the sign."""
+    return absent if value is None else f"{100 * value:.{digits}f}"
+
+
+def duration(seconds: float | None, *, absent: str = "-") -> str:
+    """Write a time with its two largest units."""
+    if seconds is None:
+        return absent
+    if round(seconds) < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes:02d} min"
+
+
+def label(name: str) -> str:
+    """Write a figure's name for people: `num_files` as `number of files`, with its unit where it needs one."""
+    if name in NAMES:
+        return NAMES[name]
+    words = ["number of" if word == "num" else ABBREVIATIONS.get(word, word) for word in name.split("_")]
+    return " ".join(words)
+
+
+def size(num_bytes: float) -> str:
+    """Write bytes with a decimal prefix."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" or num_bytes >= 100 else f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} TB"
+
+
+def value(content: Any, *, absent: str = "-") -> str:
+    """Write any figure: whole numbers with separators, others with at least four significant digits."""
+    if content is None or isinstance(content, bool):
+        return {None: absent, True: "yes", False: "no"}[content]
+    if isinstance(content, int):
+        return f"{content:,}"
+    if isinstance(content, float):
+        return f"{content:,.0f}" if 1000 <= abs(content) < 1e15 else f"{content:.4g}"
+    return str(content)
+
+
+def align(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
+    """Pad the columns of a table; those whose numbers are in `right` to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def number(amount: float) -> str:
+    """Write a rate: whole from 10 on."""
+    return f"{amount:,.0f}" if amount >= 9.95 else f"{amount:.1f}"
+
+
+def _unit(seconds: float) -> tuple[float, str]:
+    return (3600, "h") if seconds >= 3600 else (60, "min") if seconds >= 60 else (1, "s")
+
+
+def audio_length(seconds: float) -> str:
+    """Write a length of audio: `98.0 h`, `12.5 min`, `40.0 s`."""
+    size, unit = _unit(seconds)
+    return f"{seconds / size:,.1f} {unit}"

@@ -1,0 +1,4 @@
+"""Units beside phone alignments: purity, PNMI.
+
+May import what `hubert.evaluation` may.
+"""

@@ -1,0 +1,4 @@
+"""The report's pictures.
+
+May import what `hubert.report` may.
+"""

@@ -1,0 +1,279 @@
+"""How the stages of one iteration hang together: what each one reads, and from where.
+
+    manifest ─> features ─> kmeans ─> units ─> train ─> validate ─┬─> abx ─────┬─> outcome ─> next iteration
+                                                                  └─> quality ─┘      └────> report
+
+`hubert.runs.resolve` turns what a person asked for into `Resolved`, which is written down once and obeyed by every retry.
+`Iteration` builds the stages from it, each when it is first asked for, since a key needs the finished inputs. The
+command line and the flows go through these same objects.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hubert.core.errors import ConfigError
+from hubert.core.paths import RunFolder
+from hubert.core.stage import Stage
+from hubert.data.stage import ManifestStage
+from hubert.evaluation.abx.stage import ABXStage
+from hubert.evaluation.checkpoints import Candidate, list_candidates
+from hubert.evaluation.choice import Outcome
+from hubert.evaluation.quality.stage import QualityStage
+from hubert.evaluation.validate import ValidateStage
+from hubert.features.chunks import ChunkRule
+from hubert.features.source import FeatureSource
+from hubert.features.stage import FeaturesStage
+from hubert.report.stage import ReportStage
+from hubert.runs.resolved import Resolved
+from hubert.settings.recipe import IterationSettings
+from hubert.training.init import FRESH
+from hubert.training.stage import TrainStage
+from hubert.units.assign import UnitsStage
+from hubert.units.kmeans import KMeansStage
+
+
+@dataclass
+class Iteration:
+    """The stages of one iteration. Each property needs the stages before it to be finished."""
+
+    resolved: Resolved
+
+    @cached_property
+    def folder(self) -> RunFolder:
+        """The run's folder."""
+        return RunFolder(Path(self.resolved.run))
+
+    @cached_property
+    def settings(self) -> IterationSettings:
+        """The merged settings of this iteration."""
+        return self.resolved.recipe.iteration(self.resolved.number)
+
+    @cached_property
+    def source(self) -> FeatureSource:
+        """What this iteration clusters."""
+        return FeatureSource(**self.resolved.source)
+
+    @property
+    def number(self) -> int:
+        """The iteration's number, from 1."""
+        return self.resolved.number
+
+    @property
+    def home(self) -> Path:
+        """The iteration's folder."""
+        return self.folder.iteration(self.number)
+
+    @cached_property
+    def manifest(self) -> ManifestStage:
+        """All audio, checked, split into training and validation."""
+        data = self.settings.data
+        return ManifestStage(self.folder.root, self._paths(data.audio), self._paths(data.validation), data)
+
+    @cached_property
+    def features(self) -> FeaturesStage:
+        """Frames of the k-means sample."""
+        stage = FeaturesStage(
+            self.home,
+            self.manifest.train,
+            self.source,
+            self.settings.features,
+            self.settings.kmeans,
+            self.settings.data.resample,
+        )
+        # A pruned sample will do where the codebook is there; another codebook needs the frames again.
+        stage.accepts_pruned = self._codebook([], stage.key).done() is not None
+        return stage
+
+    @cached_property
+    def kmeans(self) -> KMeansStage:
+        """The codebook."""
+        return self._codebook(self.features.shards(), self.features.key)
+
+    def _codebook(self, shards: list[Path], features_key: str) -> KMeansStage:
+        kmeans, chunks = self.settings.kmeans, ChunkRule.of(self.settings.features)
+        return KMeansStage(self.home, shards, features_key, self.source, kmeans, self.resolved.codebook, chunks)
+
+    @cached_property
+    def units(self) -> UnitsStage:
+        """Units of every file."""
+        return UnitsStage(
+            self.home,
+            {"train": self.manifest.train, "validation": self.manifest.validation},
+            self.manifest.key,
+            self.source,
+            self.kmeans.path,
+            self.kmeans.codebook_key,
+            self.settings.features,
+            self.settings.units,
+            self.settings.data.resample,
+        )
+
+    @cached_property
+    def train(self) -> TrainStage:
+        """Masked prediction of the units."""
+        units = self.units
+        return TrainStage(
+            self.home,
+            table=units.table("train"),
+            table_key=units.key,
+            num_units=self.settings.kmeans.num_units,
+            train=self.settings.train,
+            extend=self.resolved.extend,
+            init=self.resolved.init.get("checkpoint", FRESH),
+            init_sha256=self.resolved.init.get("sha256", ""),
+        )
+
+    @cached_property
+    def validate(self) -> ValidateStage:
+        """Losses of every checkpoint on the same crops and masks."""
+        return ValidateStage(
+            self.home,
+            table=self.units.table("validation"),
+            table_key=self.units.key,
+            checkpoints=self.train.checkpoints(),
+            validation=self.settings.validation,
+            train=self.settings.train,
+        )
+
+    @cached_property
+    def abx_manifest(self) -> ManifestStage | None:
+        """The audio of the ABX items; None without an item file."""
+        return self._extra_manifest(self.settings.abx.audio) if self.settings.abx.item else None
+
+    @cached_property
+    def abx(self) -> ABXStage | None:
+        """ABX error rates of MFCC and of each layer; None without an item file."""
+        if self.abx_manifest is None or self.settings.abx.item is None:
+            return None
+        return ABXStage(
+            self.home,
+            manifest=self.abx_manifest.everything,
+            manifest_key=self.abx_manifest.key,
+            item=self._path(self.settings.abx.item),
+            checkpoints=self.scored_checkpoints(),
+            abx=self.settings.abx,
+            features=self.settings.features,
+            resample=self.settings.data.resample,
+        )
+
+    @cached_property
+    def quality_manifest(self) -> ManifestStage | None:
+        """The audio that the alignments cover; None without alignments."""
+        if not self.settings.quality.alignments:
+            return None
+        data = self.settings.data
+        return self._extra_manifest(self.settings.quality.audio or (*data.audio, *data.validation))
+
+    @cached_property
+    def quality(self) -> QualityStage | None:
+        """Purity and PNMI of the units and of each layer; None without alignments."""
+        if self.quality_manifest is None or self.settings.quality.alignments is None:
+            return None
+        return QualityStage(
+            self.home,
+            manifest=self.quality_manifest.everything,
+            manifest_key=self.quality_manifest.key,
+            alignments=self._path(self.settings.quality.alignments),
+            source=self.source,
+            codebook=self.kmeans.path,
+            codebook_key=self.kmeans.codebook_key,
+            checkpoint=self.best_checkpoint(),
+            num_units=self.resolved.recipe.iteration(self.number + 1).kmeans.num_units,
+            quality=self.settings.quality,
+            features=self.settings.features,
+            resample=self.settings.data.resample,
+        )
+
+    @property
+    def alignments(self) -> Path | None:
+        """Where the phone alignments are, or were; None if the recipe names none."""
+        name, data = self.settings.quality.alignments, Path(self.resolved.data)
+        return None if not name else data if data.is_file() else data / name
+
+    @cached_property
+    def report(self) -> ReportStage:
+        """The iteration's page."""
+        return ReportStage(
+            self.home,
+            run_folder=self.folder.root,
+            number=self.number,
+            resolved=self.resolved.model_dump(mode="json"),
+            stages={stage.name: stage.folder for stage in self.evaluated()},
+            outcome=vars(self.outcome()),
+            alignments=self.alignments,
+        )
+
+    def evaluated(self) -> list[Stage]:
+        """Return all stages that come before the report."""
+        stages = [
+            self.manifest,
+            self.features,
+            self.kmeans,
+            self.units,
+            self.train,
+            self.validate,
+            self.abx,
+            self.quality,
+        ]
+        return [stage for stage in stages if stage is not None]
+
+    def best_checkpoint(self) -> dict[str, Any]:
+        """Return the checkpoint with the lowest masked cross-entropy: step, path, sha256."""
+        best: dict[str, Any] = self.validate.figures()["best"]
+        return best
+
+    def scored_checkpoints(self) -> list[dict[str, Any]]:
+        """Return the checkpoints whose layers ABX scores."""
+        return self.train.checkpoints() if self.settings.abx.checkpoints == "all" else [self.best_checkpoint()]
+
+    def outcome(self) -> Outcome:
+        """Choose checkpoint and layer from the finished evaluation."""
+        return Outcome.choose(
+            number=self.number,
+            best=self.best_checkpoint(),
+            abx=self.abx.figures() if self.abx else None,
+            quality=self.quality.figures() if self.quality else None,
+        )
+
+    def candidates(self) -> list[Candidate]:
+        """Return the validated checkpoints that the next iteration may start from, by step."""
+        return list_candidates(
+            self.outcome(),
+            self.validate.figures()["rows"],
+            self.abx.figures()["rows"] if self.abx else [],
+            self.quality.figures().get("layers", []) if self.quality else [],
+        )
+
+    def check_paths(self) -> None:
+        """Look for everything that the recipe expects in the data, the evaluation's too: not after days of training.
+
+        Raises:
+            ConfigError: something is not there; names it.
+        """
+        settings = self.settings
+        self._paths((*settings.data.audio, *settings.data.validation))
+        if settings.abx.item:
+            self._paths((settings.abx.item, *settings.abx.audio))
+        if settings.quality.alignments:
+            self._paths((settings.quality.alignments, *settings.quality.audio))
+
+    def _path(self, name: str) -> Path:
+        data = Path(self.resolved.data)
+        path = data / name if data.is_dir() else data
+        if not path.exists():
+            raise ConfigError(
+                f"{path} does not exist: the recipe {self.resolved.recipe_name!r} expects {name!r} in {data}. Likely cause: that "
+                "recipe is for another corpus. Fix: for any folder of audio take one that names no parts, such as 'base'"
+            )
+        return path
+
+    def _paths(self, names: Sequence[str]) -> list[Path]:
+        return [self._path(name) for name in names]
+
+    def _extra_manifest(self, names: Sequence[str]) -> ManifestStage:
+        # Items and alignments name whole files, and know their speakers.
+        data = self.settings.data.model_copy(update={"max_segment_seconds": None, "speaker": "none"})
+        return ManifestStage(self.folder.root, self._paths(names), [], data, split=False)

@@ -1,0 +1,174 @@
+"""Units: the codebook's nearest centroid for every frame of every file.
+
+Labelling runs the features and the centroid search in one pass per shard and writes only units: parquet shards for
+people and other tools, and flat memory-mapped tables for the trainer (`hubert.units.labels`).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import polars as pl
+
+from hubert.core.files import atomic_write
+from hubert.core.hashing import digest
+from hubert.core.stage import Figures, Receipt, Spec, Stage
+from hubert.data.manifest import read_manifest, scan_manifest
+from hubert.data.split import plan_shards, shard_digests
+from hubert.features.chunks import ChunkRule, chunking
+from hubert.features.extract import FeatureExtractor, extract
+from hubert.features.source import FeatureSource
+from hubert.settings.sections import FeatureSettings, UnitSettings
+from hubert.units.codebook import Codebook
+from hubert.units.labels import write_table
+from hubert.units.statistics import UnitStatistics
+
+UNITS_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+    "fileid": pl.String,
+    "units": pl.List(pl.UInt16),
+    "frame_rate": pl.Int32,
+    "codebook": pl.String,
+}
+
+
+def label(
+    rows: pl.DataFrame,
+    extractor: FeatureExtractor,
+    codebook: Codebook,
+    *,
+    codebook_key: str,
+    batch_seconds: float,
+    resample: bool,
+) -> pl.DataFrame:
+    """Label all rows of a manifest.
+
+    Returns:
+        `fileid, units, frame_rate, codebook` in the order of `rows`: (F,) units per file with F the number of frames,
+        and in `codebook` the `codebook_key`, which says what made them.
+    """
+    codebook.check_source(extractor.source)
+    found: list[list[np.ndarray]] = [[] for _ in range(len(rows))]
+    for piece in extract(rows, extractor, batch_seconds=batch_seconds, resample=resample):
+        found[piece.row].append(codebook.assign(piece.features).cpu().numpy().astype(np.uint16))
+    return pl.DataFrame(
+        {
+            "fileid": rows["fileid"],
+            "units": pl.Series([np.concatenate(pieces) for pieces in found], dtype=pl.List(pl.UInt16)),
+            "frame_rate": pl.Series([codebook.frame_rate] * len(rows), dtype=pl.Int32),
+            "codebook": pl.Series([codebook_key] * len(rows), dtype=pl.String),
+        },
+        schema=UNITS_SCHEMA,
+    )
+
+
+def write_units(path: Path, units: pl.DataFrame) -> None:
+    """Write labelled files as one parquet shard."""
+    with atomic_write(path) as temporary:
+        units.write_parquet(temporary)
+
+
+@dataclass
+class UnitsStage(Stage):
+    """Label the files of some manifests (`train`, `validation`) with a codebook."""
+
+    name: ClassVar[str] = "units"
+    counted: ClassVar[str] = "files"
+    parent: Path
+    manifests: Mapping[str, Path]
+    manifest_key: str
+    source: FeatureSource
+    codebook: Path
+    codebook_key: str
+    features: FeatureSettings
+    units: UnitSettings = field(default_factory=UnitSettings)
+    resample: bool = False
+
+    @cached_property
+    def _content(self) -> dict[str, str]:
+        """What shards of equal rows share, whatever manifest they stand in."""
+        return {"codebook": self.codebook_key, "source": digest(self.source.identity), "resample": str(self.resample)}
+
+    @cached_property
+    def _rule(self) -> dict[str, Any]:
+        """The rule for long files, where it matters."""
+        return self._chunking(pl.concat(scan_manifest(path).select("num_samples") for path in self.manifests.values()))
+
+    def _chunking(self, rows: pl.LazyFrame) -> dict[str, Any]:
+        return {} if self.source.is_mfcc else chunking(rows, self.features)
+
+    def settings(self) -> dict[str, Any]:
+        return ({"resample": self.resample} if self.resample else {}) | self._rule
+
+    def inputs(self) -> dict[str, str]:
+        return {"manifest": self.manifest_key, **self._content}
+
+    def make_plan(self) -> list[Spec]:
+        specs = []
+        for part, manifest in self.manifests.items():
+            rows = scan_manifest(manifest)
+            bounds = plan_shards(rows, hours_per_shard=self.units.shard_hours)
+            for (start, end), content in zip(bounds, shard_digests(rows, bounds), strict=True):
+                shared = self._content | (self._chunking(rows.slice(start, end - start)) if self._rule else {})
+                specs.append({"part": part, "start": start, "end": end, "digest": digest([content, shared])})
+        return specs
+
+    def tables(self) -> Mapping[str, Path]:
+        return self.manifests
+
+    def work(self, spec: Spec) -> tuple[list[Path], Figures]:
+        rows = read_manifest(self.manifests[spec["part"]], start=spec["start"], end=spec["end"])
+        codebook = Codebook.load(self.codebook)
+        labelled = label(
+            rows,
+            FeatureExtractor(self.source, ChunkRule.of(self.features)),
+            codebook,
+            codebook_key=self.codebook_key,
+            batch_seconds=self.features.batch_seconds,
+            resample=self.resample,
+        )
+        output = self.folder / "shards" / f"{spec['digest'][:16]}.parquet"
+        write_units(output, labelled)
+        return [output], {"num_files": len(rows), "num_frames": int(labelled["units"].list.len().sum())}
+
+    def finish(self, receipts: list[Receipt]) -> tuple[list[Path], Figures]:
+        plan = self.plan()
+        codebook = Codebook.load(self.codebook)
+        figures: Figures = {"num_units": len(codebook), "frame_rate": codebook.frame_rate, **self._rule}
+        outputs = []
+        for part, manifest in self.manifests.items():
+            statistics = UnitStatistics(len(codebook))
+            mine = [receipt for receipt in receipts if plan.specs[receipt.index]["part"] == part]
+            shards = [(plan.specs[receipt.index], self.folder / next(iter(receipt.outputs))) for receipt in mine]
+            write_table(
+                self.table(part),
+                self._chunks(manifest, shards, statistics),
+                frame_rate=codebook.frame_rate,
+                num_units=len(codebook),
+                codebook=self.codebook_key,
+                resample=self.resample,
+            )
+            outputs.append(self.table(part))
+            figures[part] = {
+                "num_files": sum(receipt.figures["num_files"] for receipt in mine),
+                "num_frames": sum(receipt.figures["num_frames"] for receipt in mine),
+                **statistics.figures(),
+            }
+        return outputs, figures
+
+    def _chunks(
+        self, manifest: Path, shards: list[tuple[Spec, Path]], statistics: UnitStatistics
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the manifest's rows with their units, shard by shard, joined by `fileid`."""
+        for spec, path in shards:
+            rows = read_manifest(manifest, start=spec["start"], end=spec["end"])
+            joined = rows.join(pl.read_parquet(path), on="fileid", how="left", maintain_order="left", validate="1:1")
+            for units in joined["units"]:
+                statistics.update(units.to_numpy())
+            yield joined.to_dict(as_series=True)
+
+    def table(self, part: str) -> Path:
+        """Return the folder of the trainer's table of a part."""
+        return self.folder / "tables" / part

@@ -1,0 +1,4 @@
+"""What a run's page in Prefect shows.
+
+May import `hubert`.
+"""

@@ -1,0 +1,69 @@
+"""A finished iteration as files, without training: checkpoints with their log, losses and layers' scores."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hubert.core.hashing import file_digest
+from hubert.core.paths import RunFolder
+from hubert.evaluation.checkpoints import Candidate, LayerScores, save_candidates
+from hubert.evaluation.choice import Outcome
+from hubert.model.hubert import HuBERT
+from hubert.settings.model import build_config
+from hubert.settings.sections import TrainSettings
+from hubert.training.stage import TrainStage
+from tests.support.small import SETTINGS
+
+TRAIN = TrainSettings.model_validate(SETTINGS["train"])
+METRICS = ("loss", "accuracy", "grad_norm", "learning_rate")
+
+
+@dataclass
+class Offered:
+    """What an iteration offers to the next one."""
+
+    folder: RunFolder
+    stage: TrainStage
+    rows: list[dict[str, Any]]
+    candidates: list[Candidate]
+    outcome: Outcome
+
+
+def write_metrics(stage: TrainStage, values: dict[int, float]) -> None:
+    """Write the training's log: one line per step."""
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    lines = ({"step": step, "time": 1e9 + step, **dict.fromkeys(METRICS, value)} for step, value in values.items())
+    (stage.folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+def stage_of(root: Path, number: int = 1, table_key: str = "t") -> TrainStage:
+    """Return the training stage of an iteration."""
+    folder = RunFolder(root)
+    return TrainStage(folder.iteration(number), root / "table", table_key, num_units=20, train=TRAIN)
+
+
+def write_offered(root: Path, *, num_checkpoints: int = 3, number: int = 1) -> Offered:
+    """Write an iteration whose last checkpoint is the best one; layer 2 of 2 has its lowest ABX error."""
+    stage = stage_of(root, number)
+    write_metrics(stage, {step: 5 - step / 100 for step in range(2, 13, 2)})
+    rows, candidates = [], []
+    for index in range(num_checkpoints):
+        step = 4 * (index + 1)
+        path = stage.folder / f"step-{step:08d}"
+        torch.manual_seed(1000 * number + step)
+        HuBERT(build_config("tiny", TRAIN.model)).save_pretrained(path)
+        row = {"step": step, "path": str(path), "sha256": file_digest(path / "model.safetensors"), "num_layers": 2}
+        rows.append({**row, "masked_loss": 4 - step / 1000, "masked_accuracy": 0.1 + step / 1000})
+        is_best = index == num_checkpoints - 1
+        scores = (LayerScores(1, 11.0, 21.0, 0.1), LayerScores(2, 10.0, 20.0, 0.2)) if is_best else ()
+        why = "lowest ABX" if is_best else "its layers were not scored"
+        losses = (rows[-1]["masked_loss"], rows[-1]["masked_accuracy"])
+        candidates.append(Candidate(step, row["path"], row["sha256"], 2, *losses, layer=2, why=why, layers=scores))
+    best = candidates[-1]
+    outcome = Outcome(number, best.checkpoint, best.sha256, best.step, best.layer, "abx", best.why)
+    save_candidates(RunFolder(root), number, candidates)
+    outcome.save(RunFolder(root))
+    return Offered(RunFolder(root), stage, rows, candidates, outcome)
