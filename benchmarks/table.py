@@ -1,6 +1,6 @@
-"""The README's table from the JSON of `benchmarks.run`: python -m benchmarks.table [--check]
+"""The table of docs/benchmarks.md from the JSON of `benchmarks.run`: python -m benchmarks.table [--check]
 
-Without --check it is written between the README's two markers; with it the command fails if it is not what stands there.
+Without --check it is written between the page's two markers; with it the command fails if it is not what stands there.
 """
 
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.page import PROJECT, keep
 
-README = PROJECT / "README.md"
+PAGE = PROJECT / "docs" / "benchmarks.md"
 RESULTS = [PROJECT / "benchmarks" / "results" / f"peers-{device}.json" for device in ("cpu", "cuda")]
 START = "<!-- benchmarks: made by `python -m benchmarks.table` -->"
 END = "<!-- end of benchmarks -->"
@@ -147,7 +147,7 @@ def _disk(row: dict[str, Any]) -> list[list[str]]:
 
 def main() -> None:
     """Write or check the page."""
-    keep(README, render(read_results()), START, END, module="benchmarks.table")
+    keep(PAGE, render(read_results()), START, END, module="benchmarks.table")
 
 
 if __name__ == "__main__":

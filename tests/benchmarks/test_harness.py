@@ -58,8 +58,8 @@ def recorded(rows):
 
 
 def test_the_readme_shows_what_is_recorded():
-    text = table.README.read_text()
-    assert page.insert(text, table.render(table.read_results()), table.START, table.END, table.README) == text, (
+    text = table.PAGE.read_text()
+    assert page.insert(text, table.render(table.read_results()), table.START, table.END, table.PAGE) == text, (
         "run: python -m benchmarks.table"
     )
 
