@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from datetime import UTC, datetime
 
 import mlflow
 import polars as pl
@@ -13,7 +12,15 @@ from hubert.core.paths import RunFolder
 from hubert.data.split import select_sample
 from tasks.service.settings import environment as service_environment
 from tasks.tracking.registry import find_registered
-from tests.support.flow_runs import ITERATION, PRETRAINING, finished_folders, kill_flow_when, run_flow, task_runs
+from tests.support.flow_runs import (
+    ITERATION,
+    PRETRAINING,
+    finished_folders,
+    kill_flow_when,
+    newest_run,
+    run_flow,
+    task_runs,
+)
 from tests.support.outputs import assert_equal_runs
 
 
@@ -55,10 +62,12 @@ def test_a_second_start_of_a_finished_run_does_no_work_and_all_tasks_are_cached(
     finished, parameters, environment, corpus
 ):
     before = finished_folders(finished)
-    since = datetime.now(UTC).isoformat()
+    first = newest_run(environment, finished)
     run_flow(PRETRAINING, parameters, environment, corpus.parent / "second.log")
     assert finished_folders(finished) == before
-    states = {name.split("#")[0]: state for name, state in task_runs(environment, since).items()}
+    second = newest_run(environment, finished)
+    assert second != first
+    states = {name.split("#")[0]: state for name, state in task_runs(environment, second).items()}
     subflows = {"hubert-iteration-0", "hubert-iteration-1", "label-0", "codebook-0", "training-0", "evaluation-0"}
     tasks = {name: state for name, state in states.items() if name not in subflows}
     assert len(tasks) >= 20
