@@ -32,7 +32,7 @@ from tests.support.small import build_corpus, write_recipe
 TRAINING = """
 from pathlib import Path
 from flows.training import training
-from hubert.resolve import Resolved
+from hubert.runs.resolved import Resolved
 
 def flow(settings, cluster):
     training(Resolved.load(Path(settings)), cluster)
@@ -134,7 +134,7 @@ DEPLOYED = """
 from pathlib import Path
 from prefect import flow
 from flows.training import training
-from hubert.resolve import Resolved
+from hubert.runs.resolved import Resolved
 from tasks import train
 
 @flow(name="only-training", on_cancellation=[train.stop_trainings])

@@ -342,7 +342,7 @@ def test_a_receipt_counts_when_it_comes_and_an_old_one_when_it_is_written_anew(t
 def test_a_page_that_prefect_does_not_take_costs_no_work(tmp_path, pages, monkeypatch):
     """A stage ends well although none of its artifacts is accepted."""
     (tmp_path / "open-all").touch()
-    code = f"import tasks.page.prefect_client, httpx\ntasks.artifacts.get_client = lambda **_: (_ for _ in ()).throw(httpx.ConnectError('gone'))\n{GATED}"
+    code = f"import tasks.page.prefect_client, httpx\ntasks.page.prefect_client.get_client = lambda **_: (_ for _ in ()).throw(httpx.ConnectError('gone'))\n{GATED}"
     run_flow(code, {"folder": str(tmp_path), "num_shards": 1, "cluster": "local"}, pages.environment, tmp_path / "log")
     assert GatedStage(tmp_path, 1).done()
     assert "page does not show" in (tmp_path / "log").read_text()
