@@ -122,21 +122,21 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator["VirtualSlurm"]:
 
 
 @pytest.fixture(scope="session")
-def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small corpus; what tests run on it lies beside it."""
+def small_corpus(pytestconfig: pytest.Config) -> Path:
+    """The small corpus, to be read only: all processes of a test run share it."""
     from tests.support.small import build_corpus
 
-    return build_corpus(tmp_path_factory.mktemp("flows") / "corpus")
+    return build_corpus(shared_folder(pytestconfig) / "small corpus")
 
 
 @pytest.fixture(scope="session")
-def small_run(service: "Service", small_corpus: Path) -> "SmallRun":  # noqa: F821
+def small_run(service: "Service", small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> "SmallRun":  # noqa: F821
     """A finished run of two iterations of the small recipe, by real flows: of use to several test files."""
     from tasks.service.settings import environment
     from tests.support.flow_runs import PRETRAINING, SmallRun, run_flow
     from tests.support.small import write_recipe
 
-    folder = small_corpus.parent
+    folder = tmp_path_factory.mktemp("flows")
     recipe = write_recipe(folder / "small.toml")
     parameters = {"run": str(folder / "run"), "recipe": str(recipe), "data": str(small_corpus)}
     run_flow(PRETRAINING, parameters, environment(service.settings), folder / "first.log")

@@ -58,12 +58,10 @@ def test_a_folder_of_speech_becomes_two_iterations_a_choice_and_a_report(finishe
     assert choice["source"]["sha256"] == first["sha256"]
 
 
-def test_a_second_start_of_a_finished_run_does_no_work_and_all_tasks_are_cached(
-    finished, parameters, environment, corpus
-):
+def test_a_second_start_of_a_finished_run_does_no_work_and_all_tasks_are_cached(finished, parameters, environment):
     before = finished_folders(finished)
     first = newest_run(environment, finished)
-    run_flow(PRETRAINING, parameters, environment, corpus.parent / "second.log")
+    run_flow(PRETRAINING, parameters, environment, finished.parent / "second.log")
     assert finished_folders(finished) == before
     second = newest_run(environment, finished)
     assert second != first
@@ -75,11 +73,11 @@ def test_a_second_start_of_a_finished_run_does_no_work_and_all_tasks_are_cached(
 
 
 def test_changing_abx_alone_scores_again_and_writes_the_report_again_and_nothing_else(
-    finished, parameters, environment, corpus
+    finished, parameters, environment
 ):
     before = finished_folders(finished)
     changed = {**parameters, "overrides": {"abx": {"max_size_group": 5}}, "iteration": 1}
-    run_flow(ITERATION, changed, environment, corpus.parent / "abx.log")
+    run_flow(ITERATION, changed, environment, finished.parent / "abx.log")
     fresh = {name.rpartition("-")[0] for name, when in finished_folders(finished).items() if before.get(name) != when}
     assert fresh == {"it1/abx", "it1/report"}
 
@@ -147,11 +145,11 @@ def test_the_losses_of_each_training_and_every_checkpoint_are_in_mlflow_once(fin
 
 @pytest.mark.timeout(900)
 def test_a_flow_that_is_killed_while_it_trains_goes_on_and_ends_like_an_undisturbed_one(
-    finished, parameters, environment, corpus
+    finished, parameters, environment
 ):
-    run = corpus.parent / "killed"
+    run = finished.parent / "killed"
     killed = {**parameters, "run": str(run), "iteration": 1}
-    log = corpus.parent / "killed.log"
+    log = finished.parent / "killed.log"
     at_work = lambda: bool([*run.glob("it1/train-*/step-00000004")])  # noqa: E731
     assert kill_flow_when(at_work, ITERATION, killed, environment, log)
     run_flow(ITERATION, killed, environment, log)
