@@ -27,13 +27,16 @@ if IN_WORKER:  # read by torch, NumPy and polars when they are imported: the pro
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"), "1"))
 
 
+SLOW = {"service", "slurm", "small_run", "finished", "undisturbed"}  # fixtures that start servers or train
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of a file in one process, for its fixtures, and those of the small run, which take longest: first."""
     for item in items:
         group = "small_run" if "small_run" in item.fixturenames else item.nodeid.partition("::")[0]
         item.add_marker(pytest.mark.xdist_group(group))
-        if {"service", "slurm"}.intersection(item.fixturenames):
+        if SLOW.intersection(item.fixturenames):
             item.add_marker(pytest.mark.slow)
     if IN_WORKER:
         items.sort(key=lambda item: "small_run" not in item.fixturenames)
