@@ -22,6 +22,7 @@ from tests.support.flow_runs import (
     task_runs,
 )
 from tests.support.outputs import assert_equal_runs
+from tests.support.small import write_bad_files, write_cluster
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +37,8 @@ def corpus(small_corpus):
 
 @pytest.fixture(scope="module")
 def parameters(small_run):
-    """Two iterations of the small recipe."""
-    return small_run.parameters
+    """Two iterations of the small recipe; on one worker, while the small run had as many as there are cores."""
+    return {**small_run.parameters, "cluster": str(write_cluster(small_run.folder.with_name("one worker.yaml")))}
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +158,6 @@ def test_a_flow_that_is_killed_while_it_trains_goes_on_and_ends_like_an_undistur
 
 
 def test_bad_files_are_named_and_stop_the_run_unless_more_may_be_rejected(environment, tmp_path, corpus, parameters):
-    from tests.support.small import write_bad_files
-
     data = tmp_path / "data with, odd ñame"
     (data / "train").mkdir(parents=True)
     (data / "val").symlink_to(corpus / "val")
