@@ -1,6 +1,8 @@
-.PHONY: bench demo slurm-demo test test-faults test-browser lint lock setup
+.PHONY: bench demo slurm-demo test test-quick test-faults test-browser lint lock setup
 
 PYTHON_RUN = .venv/bin/python
+# Three processes for two cores: one of them waits for a server most of the time.
+PARALLEL = -n 3 --dist loadgroup --no-loadscope-reorder
 
 setup:  ## create .venv with the locked versions
 	@tools/setup
@@ -17,7 +19,10 @@ lint: setup
 	.venv/bin/mypy
 
 test: setup lint  ## what CI runs
-	$(PYTHON_RUN) -m pytest -q -m "not faults and not browser"
+	$(PYTHON_RUN) -m pytest -q $(PARALLEL) -m "not faults and not browser"
+
+test-quick: setup  ## for every save: without servers, without trainings
+	$(PYTHON_RUN) -m pytest -q $(PARALLEL) -m "not slow and not faults and not browser"
 
 test-faults: setup  ## the long ones: kill -9 at many points, and compare with an undisturbed run
 	$(PYTHON_RUN) -m pytest -q -m faults

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import dask
-import dask.array as da
 import numpy as np
 import torch
 from dask.base import compute
@@ -30,6 +29,9 @@ from hubert.settings.sections import KMeansSettings
 from hubert.units.codebook import CHUNK, nearest_centroids
 from hubert.units.kmeans import KMeansStage
 from tasks.stage import run_stage
+
+if TYPE_CHECKING:
+    import dask.array as da
 
 MOMENT_ROWS = 2048  # frames that are float64 at a time: 13 MB of 768 dimensions
 
@@ -96,11 +98,11 @@ def threads_here() -> Iterator[None]:
 
 
 def search(
-    frames: da.Array,
+    frames: "da.Array",
     centroids: np.ndarray,
     metric: str = "euclidean",
     metric_kwargs: Mapping[str, Any] | None = None,  # noqa: ARG001  (dask-ml gives it: the squared distance)
-) -> tuple[da.Array, da.Array]:
+) -> tuple["da.Array", "da.Array"]:
     """Return the nearest centroid for each frame, lazily, in the place of dask-ml's own search, and zeros as distances.
 
     dask-ml has scikit-learn search, which multiplies in float64 and takes two to three times as long, and sends the centroids
@@ -114,6 +116,8 @@ def search(
         metric: the only one.
         metric_kwargs: not needed.
     """
+    import dask.array as da
+
     if metric != "euclidean":
         raise ValueError(f"k-means needs the metric euclidean, found {metric}; another version of dask-ml?")
     shared = delayed(centroids.astype(np.float32), traverse=False)
@@ -130,7 +134,7 @@ def chunk_units(frames: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     return units
 
 
-def dask_variance(frames: da.Array) -> float:
+def dask_variance(frames: "da.Array") -> float:
     """Return the variance of the frames, averaged over the dimensions: `hubert.units.kmeans.mean_variance` of a Dask array.
 
     Each chunk becomes three rows of numbers where it lies, and they are added up here in the order of the chunks. Dask's
@@ -151,8 +155,10 @@ def chunk_moments(frames: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
     return len(frames), total, squares
 
 
-def dask_frames(shards: Sequence[Path]) -> da.Array:
+def dask_frames(shards: Sequence[Path]) -> "da.Array":
     """Return all sampled frames (N, D) as one lazy array whose chunks are read by the workers that hold them."""
+    import dask.array as da  # it imports numba and SciPy: a second of each flow's start, and few flows get here
+
     load = delayed(load_chunk, pure=True)
     chunks = []
     for path in shards:

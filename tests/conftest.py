@@ -1,4 +1,7 @@
-"""One real service for the whole test run: a Prefect server, an MLflow server and a worker on free ports."""
+"""One real service for the whole test run, however many processes it has: Prefect and MLflow servers and a worker.
+
+`make test` runs several processes of tests (pytest-xdist), each of which takes one file of tests after the other.
+"""
 
 import os
 import signal
@@ -7,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from tools.ports import free_ports
 
@@ -16,6 +20,32 @@ os.environ["PREFECT_PLUGINS_ENABLED"] = "false"
 # A test run that a script starts with `&` ignores Ctrl-C, and so would every process that a test starts and interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+IN_WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+if IN_WORKER:  # read by torch, NumPy and polars when they are imported: the processes of tests share the cores
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"), "1"))
+
+
+SLOW = {"service", "slurm", "small_run", "finished", "undisturbed"}  # fixtures that start servers or train
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one process, for its fixtures, and those of the small run, which take longest: first."""
+    for item in items:
+        group = "small_run" if "small_run" in item.fixturenames else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+        if SLOW.intersection(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
+    if IN_WORKER:
+        items.sort(key=lambda item: "small_run" not in item.fixturenames)
+
+
+def shared_folder(config: pytest.Config) -> Path:
+    """Return the folder that all processes of this test run have in common."""
+    folder = config._tmp_path_factory.getbasetemp()
+    return folder.parent if IN_WORKER else folder
 
 
 def service_settings(root: Path, **changes: Any) -> "ServiceSettings":  # noqa: F821
@@ -33,15 +63,34 @@ def service_settings(root: Path, **changes: Any) -> "ServiceSettings":  # noqa: 
     )
 
 
-@pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Service"]:  # noqa: F821
-    """A running service with the deployments of tests/flows; `environment(service.settings)` is what a flow needs."""
-    from tasks.service.service import down, up
+def service_root(config: pytest.Config) -> Path:
+    """Return the folder of the service; it has a space, as a user's may have."""
+    return shared_folder(config) / "the service"
 
-    settings = service_settings(tmp_path_factory.mktemp("the service"))  # with a space, as a user's folder may have
-    project = Path(__file__).parent / "flows"
-    yield up(settings, prefect_file=project / "prefect.yaml", project=project)
-    down(settings)
+
+@pytest.fixture(scope="session")
+def service(pytestconfig: pytest.Config) -> "Service":  # noqa: F821
+    """A running service with the deployments of tests/flows; `environment(service.settings)` is what a flow needs.
+
+    All processes of a test run share it: the first that needs it starts it, and it is stopped when all have ended.
+    """
+    from tasks.service.service import up
+    from tasks.service.settings import find_service
+
+    root, project = service_root(pytestconfig), Path(__file__).parent / "flows"
+    with FileLock(f"{root}.lock"):
+        found = find_service(root / "data")
+        settings = found.settings if found else service_settings(root)
+        return up(settings, prefect_file=project / "prefect.yaml", project=project)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop the service, if there is one, from the process that outlives all others."""
+    if IN_WORKER or not service_root(config).exists():
+        return
+    from tasks.service.service import down
+
+    down(service_settings(service_root(config)))
 
 
 @pytest.fixture(scope="session")
@@ -78,21 +127,21 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator["VirtualSlurm"]:
 
 
 @pytest.fixture(scope="session")
-def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small corpus; what tests run on it lies beside it."""
+def small_corpus(pytestconfig: pytest.Config) -> Path:
+    """The small corpus, to be read only: all processes of a test run share it."""
     from tests.support.small import build_corpus
 
-    return build_corpus(tmp_path_factory.mktemp("flows") / "corpus")
+    return build_corpus(shared_folder(pytestconfig) / "small corpus")
 
 
 @pytest.fixture(scope="session")
-def small_run(service: "Service", small_corpus: Path) -> "SmallRun":  # noqa: F821
+def small_run(service: "Service", small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> "SmallRun":  # noqa: F821
     """A finished run of two iterations of the small recipe, by real flows: of use to several test files."""
     from tasks.service.settings import environment
     from tests.support.flow_runs import PRETRAINING, SmallRun, run_flow
     from tests.support.small import write_recipe
 
-    folder = small_corpus.parent
+    folder = tmp_path_factory.mktemp("flows")
     recipe = write_recipe(folder / "small.toml")
     parameters = {"run": str(folder / "run"), "recipe": str(recipe), "data": str(small_corpus)}
     run_flow(PRETRAINING, parameters, environment(service.settings), folder / "first.log")

@@ -66,6 +66,8 @@ ReturnToService=2
 SlurmdTimeout=20
 KillWait=15
 MinJobAge=600
+# A training's processes meet at a port that follows from the job's id: two clusters on this machine shall not have the same.
+FirstJobId={first_job}
 SchedulerParameters=sched_interval=2,bf_interval=2
 DefMemPerCPU=500
 Epilog={folder}/epilog
@@ -231,7 +233,13 @@ class VirtualSlurm:
             for name, port in zip(self.nodes, ports, strict=True)
         )
         self.config.write_text(
-            CONFIGURATION.format(host=host, controller_port=controller_port, folder=self.folder, nodes=nodes)
+            CONFIGURATION.format(
+                host=host,
+                controller_port=controller_port,
+                folder=self.folder,
+                nodes=nodes,
+                first_job=1000 + secrets.randbelow(100_000),
+            )
         )
         (self.folder / "gres.conf").write_text(f"NodeName={','.join(self.nodes)} Name=gpu File=/dev/null\n")
         epilog = self.folder / "epilog"

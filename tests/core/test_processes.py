@@ -109,7 +109,7 @@ def test_a_child_of_a_command_that_runs_in_the_background_still_obeys_ctrl_c(tmp
     code = f"""
         import signal, sys
         from pathlib import Path
-        from tasks.processes import is_alive, last_lines, start_process, wait_for
+        from tasks.service.processes import is_alive, last_lines, start_process, wait_for
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         command = [sys.executable, "-c", {show!r}]
         log = Path({str(tmp_path / "log")!r})

@@ -139,6 +139,7 @@ class Plain:
 
 
 @pytest.mark.skipif(find_programs() is None, reason="PostgreSQL's programs are not installed (Debian: postgresql)")
+@pytest.mark.slow
 def test_its_services_run_on_postgresql_without_containers(tmp_path, monkeypatch):
     plain = Plain(tmp_path)
     database = {key: plain.replace("postgres", value) for key, value in SERVICES["postgres"]["environment"].items()}

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from datetime import UTC, datetime
 
 import mlflow
 import polars as pl
@@ -13,8 +12,17 @@ from hubert.core.paths import RunFolder
 from hubert.data.split import select_sample
 from tasks.service.settings import environment as service_environment
 from tasks.tracking.registry import find_registered
-from tests.support.flow_runs import ITERATION, PRETRAINING, finished_folders, kill_flow_when, run_flow, task_runs
+from tests.support.flow_runs import (
+    ITERATION,
+    PRETRAINING,
+    finished_folders,
+    kill_flow_when,
+    newest_run,
+    run_flow,
+    task_runs,
+)
 from tests.support.outputs import assert_equal_runs
+from tests.support.small import write_bad_files, write_cluster
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +37,8 @@ def corpus(small_corpus):
 
 @pytest.fixture(scope="module")
 def parameters(small_run):
-    """Two iterations of the small recipe."""
-    return small_run.parameters
+    """Two iterations of the small recipe; on one worker, while the small run had as many as there are cores."""
+    return {**small_run.parameters, "cluster": str(write_cluster(small_run.folder.with_name("one worker.yaml")))}
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +59,14 @@ def test_a_folder_of_speech_becomes_two_iterations_a_choice_and_a_report(finishe
     assert choice["source"]["sha256"] == first["sha256"]
 
 
-def test_a_second_start_of_a_finished_run_does_no_work_and_all_tasks_are_cached(
-    finished, parameters, environment, corpus
-):
+def test_a_second_start_of_a_finished_run_does_no_work_and_all_tasks_are_cached(finished, parameters, environment):
     before = finished_folders(finished)
-    since = datetime.now(UTC).isoformat()
-    run_flow(PRETRAINING, parameters, environment, corpus.parent / "second.log")
+    first = newest_run(environment, finished)
+    run_flow(PRETRAINING, parameters, environment, finished.parent / "second.log")
     assert finished_folders(finished) == before
-    states = {name.split("#")[0]: state for name, state in task_runs(environment, since).items()}
+    second = newest_run(environment, finished)
+    assert second != first
+    states = {name.split("#")[0]: state for name, state in task_runs(environment, second).items()}
     subflows = {"hubert-iteration-0", "hubert-iteration-1", "label-0", "codebook-0", "training-0", "evaluation-0"}
     tasks = {name: state for name, state in states.items() if name not in subflows}
     assert len(tasks) >= 20
@@ -66,11 +74,11 @@ def test_a_second_start_of_a_finished_run_does_no_work_and_all_tasks_are_cached(
 
 
 def test_changing_abx_alone_scores_again_and_writes_the_report_again_and_nothing_else(
-    finished, parameters, environment, corpus
+    finished, parameters, environment
 ):
     before = finished_folders(finished)
     changed = {**parameters, "overrides": {"abx": {"max_size_group": 5}}, "iteration": 1}
-    run_flow(ITERATION, changed, environment, corpus.parent / "abx.log")
+    run_flow(ITERATION, changed, environment, finished.parent / "abx.log")
     fresh = {name.rpartition("-")[0] for name, when in finished_folders(finished).items() if before.get(name) != when}
     assert fresh == {"it1/abx", "it1/report"}
 
@@ -138,11 +146,11 @@ def test_the_losses_of_each_training_and_every_checkpoint_are_in_mlflow_once(fin
 
 @pytest.mark.timeout(900)
 def test_a_flow_that_is_killed_while_it_trains_goes_on_and_ends_like_an_undisturbed_one(
-    finished, parameters, environment, corpus
+    finished, parameters, environment
 ):
-    run = corpus.parent / "killed"
+    run = finished.parent / "killed"
     killed = {**parameters, "run": str(run), "iteration": 1}
-    log = corpus.parent / "killed.log"
+    log = finished.parent / "killed.log"
     at_work = lambda: bool([*run.glob("it1/train-*/step-00000004")])  # noqa: E731
     assert kill_flow_when(at_work, ITERATION, killed, environment, log)
     run_flow(ITERATION, killed, environment, log)
@@ -150,8 +158,6 @@ def test_a_flow_that_is_killed_while_it_trains_goes_on_and_ends_like_an_undistur
 
 
 def test_bad_files_are_named_and_stop_the_run_unless_more_may_be_rejected(environment, tmp_path, corpus, parameters):
-    from tests.support.small import write_bad_files
-
     data = tmp_path / "data with, odd ñame"
     (data / "train").mkdir(parents=True)
     (data / "val").symlink_to(corpus / "val")

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shutil
 
 import numpy as np
 import polars as pl
@@ -21,14 +22,14 @@ from hubert.training.checkpoint import list_checkpoints
 from hubert.training.crops import labels_for_crop
 from hubert.units.codebook import Codebook
 from hubert.units.labels import Table
-from tests.support.small import build_corpus, write_recipe
+from tests.support.small import write_recipe
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """Two iterations, stage by stage, without any server."""
+def finished(small_corpus, tmp_path_factory):
+    """Two iterations, stage by stage, without any server; on a corpus of its own, as a test takes it away."""
     folder = tmp_path_factory.mktemp("one-file")
-    corpus = build_corpus(folder / "corpus")
+    corpus = shutil.copytree(small_corpus, folder / "corpus")
     recipe = write_recipe(folder / "small.toml", kmeans={"backend": "torch"})
     iterations = []
     for number in (1, 2):

@@ -106,6 +106,7 @@ def section(name: str) -> str:
     return found
 
 
+@pytest.mark.slow
 def test_the_readmes_python_loads_each_kind_of_name(mine, released):
     model, address = released
     (block,) = re.findall(r"```python\n(.*?)```", section("Use a HuBERT"), flags=re.DOTALL)
@@ -121,6 +122,7 @@ def test_the_readmes_python_loads_each_kind_of_name(mine, released):
         assert all(torch.equal(one, other) for one, other in zip(layers, expected, strict=True))
 
 
+@pytest.mark.slow
 def test_the_readmes_commands_for_other_programs_run_one_after_the_other(mine, tmp_path, monkeypatch):
     root, _, _ = mine
     monkeypatch.setenv("HUBERT_RUNS", str(root / "runs"))
@@ -138,6 +140,7 @@ def test_the_readmes_commands_for_other_programs_run_one_after_the_other(mine, t
     assert {"km.bin", "codebook.safetensors", "labels", "mine-hf"} <= {path.name for path in tmp_path.iterdir()}
 
 
+@pytest.mark.slow
 def test_the_readmes_start_from_a_released_model_needs_no_first_iteration(mine, released, tmp_path, monkeypatch):
     _, data, recipe = mine
     monkeypatch.setenv("HUBERT_RUNS", str(tmp_path / "runs"))

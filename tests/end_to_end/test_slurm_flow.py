@@ -5,7 +5,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
@@ -27,12 +26,12 @@ from tasks.service.service import down, up
 from tasks.service.settings import environment as service_environment
 from tests.conftest import service_settings
 from tests.support.flow_runs import run_flow, start_flow
-from tests.support.small import build_corpus, write_recipe
+from tests.support.small import write_recipe
 
 TRAINING = """
 from pathlib import Path
 from flows.training import training
-from hubert.resolve import Resolved
+from hubert.runs.resolved import Resolved
 
 def flow(settings, cluster):
     training(Resolved.load(Path(settings)), cluster)
@@ -44,17 +43,12 @@ training: {nodes: 2, cpus: 1, memory: 500M, walltime: "00:10:00"}
 """
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Path:
-    return build_corpus(tmp_path_factory.mktemp("slurm flow") / "corpus")
-
-
 @pytest.fixture(params=[100], ids=["short"])
-def labelled(tmp_path, corpus, request) -> Resolved:
+def labelled(tmp_path, small_corpus, request) -> Resolved:
     """An iteration whose audio has units; `request.param` is the training's steps."""
     train_settings = {"steps": request.param, "checkpoint_interval": request.param // 2, "num_processes": 2}
     recipe = write_recipe(tmp_path / "small.toml", train=train_settings)
-    found = resolve(str(tmp_path / "run"), str(recipe), str(corpus), iteration=1)
+    found = resolve(str(tmp_path / "run"), str(recipe), str(small_corpus), iteration=1)
     for stage in ("manifest", "features", "kmeans", "units"):
         getattr(Iteration(found), stage).run()
     found.save(tmp_path / "resolved.toml")
@@ -134,7 +128,7 @@ DEPLOYED = """
 from pathlib import Path
 from prefect import flow
 from flows.training import training
-from hubert.resolve import Resolved
+from hubert.runs.resolved import Resolved
 from tasks import train
 
 @flow(name="only-training", on_cancellation=[train.stop_trainings])

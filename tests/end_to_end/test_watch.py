@@ -22,7 +22,7 @@ from tasks.page.page import MAX_PICTURE, key_of
 from tasks.service.settings import environment as service_environment
 from tests.support.flow_runs import ITERATION, run_flow, start_flow
 from tests.support.gated import GatedStage
-from tests.support.small import write_recipe
+from tests.support.small import write_cluster, write_recipe
 
 STAGES = ("features", "kmeans", "units", "train", "validate", "abx", "quality", "report")
 GATED = "from tests.support.gated import gated as flow"
@@ -183,9 +183,9 @@ def test_links_lead_to_the_training_and_its_checkpoints(small_run, pages, servic
 
 def test_while_a_stage_runs_its_bar_moves_and_the_dask_dashboard_answers(pages, tmp_path):
     stage = GatedStage(tmp_path, 2)
-    process = start_flow(
-        GATED, {"folder": str(tmp_path), "num_shards": 2, "cluster": "local"}, pages.environment, tmp_path / "log"
-    )
+    cluster = write_cluster(tmp_path / "one worker.yaml")
+    wishes = {"folder": str(tmp_path), "num_shards": 2, "cluster": str(cluster)}
+    process = start_flow(GATED, wishes, pages.environment, tmp_path / "log")
     try:
         bar = wait_for(process, lambda: pages.find(key={"any_": [key_of(tmp_path, "gated-progress")]}))
         assert next(iter(bar.values()))["data"] == 0
@@ -342,7 +342,9 @@ def test_a_receipt_counts_when_it_comes_and_an_old_one_when_it_is_written_anew(t
 def test_a_page_that_prefect_does_not_take_costs_no_work(tmp_path, pages, monkeypatch):
     """A stage ends well although none of its artifacts is accepted."""
     (tmp_path / "open-all").touch()
-    code = f"import tasks.page.prefect_client, httpx\ntasks.artifacts.get_client = lambda **_: (_ for _ in ()).throw(httpx.ConnectError('gone'))\n{GATED}"
-    run_flow(code, {"folder": str(tmp_path), "num_shards": 1, "cluster": "local"}, pages.environment, tmp_path / "log")
+    code = f"import tasks.page.prefect_client, httpx\ntasks.page.prefect_client.get_client = lambda **_: (_ for _ in ()).throw(httpx.ConnectError('gone'))\n{GATED}"
+    cluster = write_cluster(tmp_path / "one worker.yaml")
+    wishes = {"folder": str(tmp_path), "num_shards": 1, "cluster": str(cluster)}
+    run_flow(code, wishes, pages.environment, tmp_path / "log")
     assert GatedStage(tmp_path, 1).done()
     assert "page does not show" in (tmp_path / "log").read_text()

@@ -17,7 +17,7 @@ from hubert.settings.model import build_config
 from hubert.training.masks import span_mask
 from tests.model.test_model import QUIET, SMALL, speech_like
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 WHOLE = {"backend": "aot_eager", "fullgraph": True, "dynamic": False}
 

@@ -404,8 +404,8 @@ class HubHandler(BaseHTTPRequestHandler):
 
 PROGRAM = """
 import json, sys
-from hubert.errors import HubertError
-from hubert.hub import locate
+from hubert.core.errors import HubertError
+from hubert.model.formats.hub import locate
 for name, options in json.loads(sys.argv[1]):
     try:
         folder = locate(name, **options)

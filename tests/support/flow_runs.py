@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from hubert.core.paths import PROJECT
+from tasks.service.follow import read_family
+from tasks.service.prefect_api import connect
 
 POLL_SECONDS = 0.05
 PRETRAINING = "from flows.pretraining import hubert_pretraining as flow"
@@ -76,22 +76,23 @@ def kill_flow_when(
             process.wait()
 
 
-def task_runs(environment: Mapping[str, str], since: str) -> dict[str, str]:
-    """Return the state's name of each task run that was created after a moment, by the run's name."""
+def newest_run(environment: Mapping[str, str], folder: Path) -> str:
+    """Return the id of the newest flow run of a run's folder that is no part of another."""
+    wanted = {"flow_runs": {"parent_task_run_id": {"is_null_": True}}, "sort": "START_TIME_DESC"}
+    with connect(environment["PREFECT_API_URL"]) as api:
+        runs = api.post("/flow_runs/filter", wanted)
+    return next(run["id"] for run in runs if run["parameters"].get("run") == str(folder))
+
+
+def task_runs(environment: Mapping[str, str], run_id: str) -> dict[str, str]:
+    """Return the state's name of each task run of a flow run and of all below it, by the task run's name."""
     found: dict[str, str] = {}
-    with httpx.Client(base_url=environment["PREFECT_API_URL"]) as client:
-        while True:
-            body = {
-                "task_runs": {"expected_start_time": {"after_": since}},
-                "sort": "EXPECTED_START_TIME_ASC",
-                "limit": 200,
-                "offset": len(found),
-            }
-            page = client.post("/task_runs/filter", json=body).raise_for_status().json()
-            before = len(found)
+    with connect(environment["PREFECT_API_URL"]) as api:
+        family = [run["id"] for run in read_family(api, run_id)]
+        wanted = {"flow_runs": {"id": {"any_": family}}, "sort": "EXPECTED_START_TIME_ASC", "limit": 200}
+        while page := api.post("/task_runs/filter", {**wanted, "offset": len(found)}):
             found |= {f"{run['name']}#{run['id']}": run["state_name"] for run in page}
-            if len(found) == before:
-                return found
+    return found
 
 
 def finished_folders(run: Path) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """A small corpus and a recipe that runs all stages in seconds, for the tests of the pipeline and the flows."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,14 @@ def write_recipe(path: Path, **changes: Any) -> Path:
     import tomli_w
 
     path.write_text(tomli_w.dumps({"description": "for tests", **merge(SETTINGS, changes)}))
+    return path
+
+
+def write_cluster(path: Path) -> Path:
+    """Write the cluster file of one local worker: to start another takes longer than all the work of a small run."""
+    one = {"num_workers": 1, "memory_limit": "0"}
+    sections = dict.fromkeys(("extraction", "kmeans", "evaluation"), one)
+    path.write_text(json.dumps({"kind": "local", **sections}))  # JSON is YAML
     return path
 
 

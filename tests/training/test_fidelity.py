@@ -23,6 +23,8 @@ from tests.support.corpus import NUM_UNITS
 from tests.support.reference import fairseq_mask, from_torchaudio, torchaudio_pretrain
 from tests.support.training import ALONE, SETTINGS, job_of, write_table
 
+pytestmark = pytest.mark.slow
+
 QUIET = {"dropout": 0.0, "attention_dropout": 0.0, "input_dropout": 0.0, "layerdrop": 0.0}
 
 

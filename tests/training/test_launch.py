@@ -27,6 +27,8 @@ from tests.support.corpus import NUM_UNITS
 from tests.support.training import SETTINGS, assert_same_training, job_of, metrics_of, train, write_table
 from tools.ports import free_ports
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -24,6 +24,8 @@ from hubert.training.trainer import Counters, Trainer
 from tests.support.corpus import write_corpus
 from tests.support.training import ALONE, SETTINGS, TIMES, assert_same_training, job_of, metrics_of, train, write_table
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -75,6 +75,7 @@ def test_torch_lloyd_equals_scikit_learns_from_the_same_centroids(frames, shards
     assert ours_distance == pytest.approx(theirs.inertia_ / len(frames), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_dask_lloyd_equals_torch_lloyd_and_is_the_same_here_and_on_workers(frames, shards):
     from distributed import Client, LocalCluster
 

@@ -13,6 +13,7 @@ from hubert.core.errors import ConfigError, DataError, TrainingCancelled, Traini
 from tasks.page.failure import WENT_ON, WHAT_FAILED, advise, facts_of, key_of_page, noting
 from tasks.service.follow import read_family, start_run
 from tasks.service.prefect_api import connect
+from tests.support.small import write_cluster
 from tests.support.toy import hubert, write_material
 
 POLL_SECONDS = 0.2
@@ -63,7 +64,8 @@ def test_a_file_that_is_damaged_fails_on_a_worker_and_each_run_above_names_stage
     assert code == 0, err
     spoilt = data / "train" / "train 7.wav"
     damage(spoilt)
-    wishes = {"run": str(run), "recipe": str(recipe), "data": str(data)}
+    cluster = write_cluster(tmp_path / "one worker.yaml")
+    wishes = {"run": str(run), "recipe": str(recipe), "data": str(data), "cluster": str(cluster)}
     with connect(deployed.settings.api_url) as api:
         run_id = start_run(api, "hubert-pretraining", "local", wishes)
         whole = wait_for_end(api, run_id)

@@ -93,6 +93,7 @@ def settings(tmp_path):
     down(settings)
 
 
+@pytest.mark.slow
 def test_on_an_internal_interface_the_service_demands_a_password_and_works_with_it(settings, tmp_path, monkeypatch):
     monkeypatch.delenv(SERVER_AUTH, raising=False)
     with pytest.raises(ConfigError, match=rf"(?s)export {SERVER_AUTH}=.*\nhubert up --host {INTERNAL}"):

@@ -180,6 +180,7 @@ def test_one_port_for_both_servers_is_refused(tmp_path):
         up(settings, prefect_file=FLOWS / "prefect.yaml", project=FLOWS)
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_at_once_is_an_error_with_its_log_and_nothing_is_left(tmp_path):
     """MLflow refuses a database that is none; the Prefect server, started at the same time, is stopped again."""
     (tmp_path / "mlflow.db").write_text("this is no database" * 100)
@@ -249,6 +250,7 @@ def test_a_profile_is_written_only_where_there_is_none_and_removed_only_as_it_wa
     assert "prefect config set" in describe(Service(settings=ServiceSettings(folder=tmp_path, profiles=profiles)))
 
 
+@pytest.mark.slow
 def test_in_the_foreground_a_killed_server_is_started_again_and_ctrl_c_stops_all(tmp_path):
     """`up` notices the killed server (hold calls it); a flow under way ends with the service, and is marked as crashed."""
     settings = service_settings(tmp_path)

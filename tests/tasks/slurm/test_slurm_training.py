@@ -161,8 +161,8 @@ def test_a_persons_scancel_stops_a_training_for_good_and_the_run_says_how_to_go_
 FOLLOWER = """
 import sys
 from pathlib import Path
-from hubert.train import train_until_done
-from tests.test_slurm_training import ignore, launcher_of, stage_of
+from hubert.training.stage import train_until_done
+from tests.tasks.slurm.test_slurm_training import ignore, launcher_of, stage_of
 train_until_done(stage_of(Path(sys.argv[1]), Path(sys.argv[2])), ignore, launcher=launcher_of())
 """
 
@@ -323,7 +323,7 @@ SLOW_PYTHON = """#!{python}
 import sys, time
 sys.path.insert(0, "")  # as `python -m` does
 from hubert import train
-from hubert.trainer import Trainer
+from hubert.training.trainer import Trainer
 
 step = Trainer._step
 Trainer._step = lambda *arguments: (time.sleep(9), step(*arguments))[1]

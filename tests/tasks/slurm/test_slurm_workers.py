@@ -4,7 +4,6 @@ import os
 import shlex
 import signal
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -202,7 +201,6 @@ def test_workers_that_cannot_start_end_the_flow_with_the_end_of_their_log_and_no
     environment, slurm, tmp_path
 ):
     """A job whose epilog takes its time has not ended yet, and is not replaced meanwhile."""
-    since = datetime.now(UTC).isoformat()
     before = slurm.num_jobs()
     failing = {
         "jobs": 1,
@@ -222,7 +220,7 @@ def test_workers_that_cannot_start_end_the_flow_with_the_end_of_their_log_and_no
     assert "3 jobs in a row ended before a worker answered" in log
     assert "no such module: cuda" in log
     assert slurm.num_jobs() - before == 3
-    assert set(task_runs(environment, since).values()) <= {"Crashed", "Failed", "Completed"}
+    assert set(task_runs(environment, run.run_id).values()) <= {"Crashed", "Failed", "Completed"}
     slurm.wait_until_empty()
 
 
@@ -253,7 +251,6 @@ def test_there_are_more_jobs_while_there_is_work_and_none_while_there_is_none(en
 
 @pytest.mark.faults
 def test_a_shard_that_kills_every_worker_ends_the_flow_and_no_task_run_stays_running(environment, slurm, tmp_path):
-    since = datetime.now(UTC).isoformat()
     allowed = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
     with GatedRun(tmp_path, {**environment, **allowed}, jobs=1, max_jobs=1) as run:
         (run.folder / "die-1").touch()
@@ -261,7 +258,7 @@ def test_a_shard_that_kills_every_worker_ends_the_flow_and_no_task_run_stays_run
         assert run.process.wait(2 * WAIT_SECONDS) == 1
         assert "lost with their workers" in run.log.read_text()
         assert "1" not in run.finished()
-        states = task_runs(environment, since)
+        states = task_runs(environment, run.run_id)
         assert set(states.values()) <= {"Completed", "Crashed", "Failed"}, states
         assert "Crashed" in states.values()
         slurm.wait_until_empty()
