@@ -147,7 +147,10 @@ def test_a_clock_counts_the_memory_and_the_cpu_time_of_its_rounds():
         held = np.ones(20_000_000)  # 160 MB
         child = subprocess.run([sys.executable, "-c", "sum(range(3_000_000))"], check=True)
     assert child.returncode == 0
-    assert len(held) * 8 <= clock.peak - clock.before < 3 * len(held) * 8
+    counted = (
+        clock.peak - clock.before
+    )  # a little less: the kernel's counters lag, and what tests before this one held may go
+    assert 0.9 * held.nbytes <= counted < 3 * held.nbytes
     assert len(clock.wall) == len(clock.cpu) == 1
     assert clock.cpu[0] > 0.02, "the child's time counts"
 
