@@ -47,7 +47,7 @@ def test_memory_goes_back_to_the_system_although_small_pieces_lie_between():
     code = """
 import ctypes, os
 import torch
-from hubert.features.batches import Heap
+from hubert.core.machine import Heap
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 def rss():
