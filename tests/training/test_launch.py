@@ -46,10 +46,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, table: Path) -> Path:
 KILLER = """
 import os, signal, sys
 from pathlib import Path
-from hubert.job import Job, read_job
-from hubert.training_folder import TrainingFolder
-from hubert.trainer import Trainer
-from tests.training import ALONE
+from hubert.training.job import Job, read_job
+from hubert.training.folder import TrainingFolder
+from hubert.training.trainer import Trainer
+from tests.support.training import ALONE
 
 where, step = sys.argv[2], int(sys.argv[3])
 
