@@ -147,7 +147,7 @@ def run_stage(stage: Stage, name: str = "") -> Figures:
     return figures
 
 
-@costs_nothing("the Dask dashboard")
+@costs_nothing("the Dask dashboard", lambda stage: stage.label)
 def show_dashboard(stage: Stage) -> None:
     """Show where the Dask dashboard of the surrounding flow's workers is."""
     context = FlowRunContext.get()

@@ -18,24 +18,16 @@ from hubert.core.errors import ConfigError, HubertError, TransientError
 from hubert.core.files import read_json, write_json
 from hubert.core.hashing import digest
 from hubert.core.paths import RunFolder
-from hubert.evaluation.checkpoints import (
-    ALIAS,
-    ANSWER,
-    Candidate,
-    LayerScores,
-    Pick,
-    default_pick,
-    pick_of,
-    read_candidates,
-)
+from hubert.core.text import markdown_table
+from hubert.evaluation.checkpoints import ALIAS, ANSWER, Checkpoint, Pick, default_pick, pick_of, read_checkpoints
+from hubert.evaluation.columns import CHECKPOINT_IN_BRIEF, LAYER_SCORES, cells, describe, header
 from hubert.model.weights import check_weights
-from tasks.page.markdown import table
 
 Choose = Literal["auto", "ask"]
 ASK: Choose = "ask"
 WAIT_SECONDS = 30 * 24 * 3600  # for an answer
 POLL_SECONDS = 5
-OWN_LAYER = "the layer that suits the checkpoint (last column)"
+OWN_LAYER = "the layer that suits the checkpoint (column layer)"
 
 
 def settle_teacher(folder: RunFolder, number: int, teacher: str, layer: int | None, choose: Choose) -> Pick | None:
@@ -110,26 +102,26 @@ def ask(folder: RunFolder, number: int, persons: Pick | None) -> Pick:
         number: the iteration whose teacher is asked for.
         persons: what a person chose in MLflow; if that is another checkpoint than was answered before, it is asked again.
     """
-    candidates = read_candidates(folder, number - 1)
-    offered = digest([candidate.sha256 for candidate in candidates])
+    checkpoints = read_checkpoints(folder, number - 1)
+    offered = digest([checkpoint.sha256 for checkpoint in checkpoints])
     answer = read_json(folder.answer(number)) or {}
     if answer.get("offered") == offered:
         pick = Pick(**answer["pick"])
         if persons is None or persons.sha256 == pick.sha256:
             return pick
     default = persons or default_pick(folder, number - 1)
-    pick = _ask(number, candidates, default, offered)
+    pick = _ask(number, checkpoints, default, offered)
     write_json(folder.answer(number), {"offered": offered, "pick": vars(pick)})
     _show_in_mlflow(folder, number, pick)
     return pick
 
 
-def _ask(number: int, candidates: list[Candidate], default: Pick, offered: str) -> Pick:
+def _ask(number: int, checkpoints: list[Checkpoint], default: Pick, offered: str) -> Pick:
     """Pause until an answer can be obeyed."""
     refused = ""
     attempt = 1
     while True:
-        form = build_form(number, candidates, default, refused)
+        form = build_form(number, checkpoints, default, refused)
         # Each question has a key of its own; a flow that starts again gets the answers to those that it has asked.
         key = f"it{number}-{digest([offered, default.sha256])[:8]}-{attempt}"
         if attempt == 1:
@@ -139,7 +131,7 @@ def _ask(number: int, candidates: list[Candidate], default: Pick, offered: str) 
                 url_for("flow-run", runtime.flow_run.id),
             )
         try:
-            return read_answer(wait_for(form, key), number, candidates)
+            return read_answer(wait_for(form, key), number, checkpoints)
         except (ValidationError, HubertError) as error:
             refused = f"The last answer cannot be obeyed: {error}"
             get_run_logger().warning("%s", refused)
@@ -153,16 +145,16 @@ def wait_for(form: type[RunInput], key: str) -> RunInput:
     return pause_flow_run(wait_for_input=form, timeout=WAIT_SECONDS, poll_interval=POLL_SECONDS, key=key)
 
 
-def build_form(number: int, candidates: list[Candidate], default: Pick, refused: str = "") -> type[RunInput]:
+def build_form(number: int, checkpoints: list[Checkpoint], default: Pick, refused: str = "") -> type[RunInput]:
     """Return the form: two drop-downs with scores; the default is what `auto` would take."""
-    chosen = next((one for one in candidates if one.sha256 == default.sha256), candidates[-1])
-    layers = layer_options(candidates, chosen)
+    chosen = next((one for one in checkpoints if one.sha256 == default.sha256), checkpoints[-1])
+    layers = layer_options(checkpoints, chosen)
     own = chosen.layer == default.layer
     fields: dict[str, Any] = {
         "checkpoint": _choice(
             "Checkpoint",
             f"whose layer iteration {number} clusters",
-            [checkpoint_label(one) for one in candidates],
+            [checkpoint_label(one) for one in checkpoints],
             checkpoint_label(chosen),
             0,
         ),
@@ -180,7 +172,7 @@ def build_form(number: int, candidates: list[Candidate], default: Pick, refused:
         for part in (
             refused,
             f"**What does iteration {number} cluster?** Proposed: {default.why}.",
-            candidate_table(candidates),
+            checkpoint_table(checkpoints),
         )
         if part
     )
@@ -193,70 +185,45 @@ def _choice(title: str, description: str, options: list[str], default: str, posi
     return (str, Field(default, title=title, description=description, json_schema_extra=extra))
 
 
-def checkpoint_label(candidate: Candidate) -> str:
+def checkpoint_label(checkpoint: Checkpoint) -> str:
     """Return a checkpoint's line in the drop-down."""
-    label = f"step {candidate.step}: validation loss {candidate.masked_loss:.3f}"
-    return f"{label}, masked accuracy {100 * candidate.masked_accuracy:.1f} %"
+    return f"step {checkpoint.step}: {describe(('validation_loss', 'masked_accuracy'), checkpoint)}"
 
 
-def layer_options(candidates: list[Candidate], shown: Candidate) -> dict[str, int]:
+def layer_options(checkpoints: list[Checkpoint], shown: Checkpoint) -> dict[str, int]:
     """Return the layers by their lines in the drop-down, with the scores of one checkpoint; 0: the one that suits."""
     scores = {one.layer: one for one in shown.layers}
     options = {OWN_LAYER: 0}
-    for layer in range(1, max(one.num_layers for one in candidates) + 1):
-        words = describe_scores(scores.get(layer))
+    for layer in range(1, max(one.num_layers for one in checkpoints) + 1):
+        words = describe(LAYER_SCORES, scores.get(layer))
         options[f"layer {layer}{f': {words}' if words else ''}"] = layer
     return options
 
 
-def describe_scores(scores: LayerScores | None) -> str:
-    """Say what was measured of a layer."""
-    parts = []
-    if scores and scores.across is not None:
-        parts.append(f"ABX across {scores.across:.2f} %")
-    if scores and scores.within is not None:
-        parts.append(f"within {scores.within:.2f} %")
-    if scores and scores.pnmi is not None:
-        parts.append(f"PNMI {scores.pnmi:.3f}")
-    return ", ".join(parts)
-
-
-def candidate_table(candidates: list[Candidate]) -> str:
+def checkpoint_table(checkpoints: list[Checkpoint]) -> str:
     """Return all checkpoints as a markdown table."""
-    header = [
-        "step",
-        "validation loss (nats)",
-        "masked accuracy (%)",
-        "ABX across (%)",
-        "ABX within (%)",
-        "layer that suits",
-    ]
-    rows = []
-    for one in candidates:
-        best = one.best_layer
-        scores = (best.across, best.within) if best else (None, None)
-        rows.append([one.step, one.masked_loss, 100 * one.masked_accuracy, *scores, one.layer])
-    return table(header, rows)
+    keys = CHECKPOINT_IN_BRIEF
+    return markdown_table(header(keys), [cells(keys, one) for one in checkpoints])
 
 
-def read_answer(answer: Any, number: int, candidates: list[Candidate]) -> Pick:
+def read_answer(answer: Any, number: int, checkpoints: list[Checkpoint]) -> Pick:
     """Return what was chosen in the form.
 
     Raises:
         ConfigError: it is not offered any more.
         DataError: the checkpoint has gone.
     """
-    labels = {checkpoint_label(one): one for one in candidates}
-    candidate = labels.get(answer.checkpoint)
+    labels = {checkpoint_label(one): one for one in checkpoints}
+    checkpoint = labels.get(answer.checkpoint)
     wanted = answer.layer.partition(":")[0].removeprefix("layer ")
     layer = int(wanted) if wanted.isdecimal() else None
-    if candidate is None or (layer is None and answer.layer != OWN_LAYER):
+    if checkpoint is None or (layer is None and answer.layer != OWN_LAYER):
         raise ConfigError(f"{answer.checkpoint!r} with {answer.layer!r} is not offered (any more)")
-    if layer is not None and not 1 <= layer <= candidate.num_layers:
-        raise ConfigError(f"step {candidate.step} has layers 1 to {candidate.num_layers}, and not layer {layer}")
-    check_weights(Path(candidate.checkpoint), candidate.sha256)
-    words = f"a person answered: step {candidate.step} of iteration {number - 1}"
-    return pick_of(candidate, number - 1, ANSWER, words).with_layer(layer)
+    if layer is not None and not 1 <= layer <= checkpoint.num_layers:
+        raise ConfigError(f"step {checkpoint.step} has layers 1 to {checkpoint.num_layers}, and not layer {layer}")
+    check_weights(Path(checkpoint.checkpoint), checkpoint.sha256)
+    words = f"a person answered: step {checkpoint.step} of iteration {number - 1}"
+    return pick_of(checkpoint, number - 1, ANSWER, words).with_layer(layer)
 
 
 def _show_in_mlflow(folder: RunFolder, number: int, pick: Pick) -> None:

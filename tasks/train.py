@@ -7,32 +7,19 @@ it; if it dies, it is started again from its last checkpoint. Cancelling the flo
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from prefect import task
 
 from hubert.core.paths import RunFolder
 from hubert.core.stage import Figures
-from hubert.core.text import duration, fixed, number, percent
+from hubert.core.text import duration, fixed, number, percent, value
 from hubert.runs.pipeline import Iteration
 from hubert.runs.progress import Pace
 from hubert.training.launch import STOP_SECONDS, Event, Launcher, LocalLauncher
 from hubert.training.stage import MAX_RESTARTS, TrainStage, train_until_done
 from tasks.clusters.settings import read_cluster
 from tasks.page.failure import noting
-from tasks.page.markdown import cell
-from tasks.page.page import (
-    AT_WORK,
-    STOPPED,
-    key_of,
-    note,
-    recall_link,
-    renew,
-    show,
-    show_link,
-    show_picture,
-    show_stage,
-)
+from tasks.page.page import AT_WORK, STOPPED, key_of, note, recall_link, show, show_link, show_picture, show_stage
 from tasks.page.prefect_client import SHOW_SECONDS, costs_nothing, run_logger
 from tasks.slurm.settings import SlurmSettings
 from tasks.slurm.training import SlurmLauncher
@@ -63,7 +50,6 @@ class Follower:
         self.key = key_of(stage.parent, f"{stage.name}-progress")
         self.progress, self.state, self.news = 0.0, "", "no step yet"
         self.speed = Speed()
-        self.bar: UUID | None = None
         self.shown = self.mirrored = self.said = 0.0
         self.drawn, self.draw_after = time.monotonic(), DRAW_SECONDS
         self.show()
@@ -91,7 +77,7 @@ class Follower:
                 self.stage.label,
                 line["step"],
                 self.stage.train.steps,
-                *(cell(line[name]) for name in ("loss", "accuracy", "audio_seconds_per_second")),
+                *(value(line[name]) for name in ("loss", "accuracy", "audio_seconds_per_second")),
             )
         if now - self.mirrored > MIRROR_SECONDS:
             self.mirrored = now
@@ -104,24 +90,21 @@ class Follower:
                 self.draw_after = min(2 * self.draw_after, MAX_DRAW_SECONDS)
                 self.draw()
 
-    @costs_nothing("the progress bar")
+    @costs_nothing("the progress bar", lambda follower, *_: follower.label)
     def show(self, state: str = AT_WORK) -> None:
-        """Bring the progress bar up to date, or show it if the server did not take it before."""
+        """Bring the progress bar up to date."""
         self.shown = time.monotonic()
-        if self.bar is None:
-            self.bar = show("progress", self.key, self.progress, self.description, below=True)
-        else:
-            renew(self.bar, self.progress, self.description)
+        show("progress", self.key, self.progress, self.description, below=True)
         note(self.label, state, self.description)
 
-    @costs_nothing("the picture of the losses")
+    @costs_nothing("the picture of the losses", lambda follower: follower.label)
     def draw(self) -> None:
         """Show the losses so far as a picture."""
         self.drawn = time.monotonic()
         from hubert.report.plots.curves import draw_training  # matplotlib takes a second to import
 
-        if (picture := draw_training(self.stage.metrics)) is not None:
-            show_picture(self.stage.parent, "loss", picture, f"{self.stage.label}: loss by step")
+        if (plot := draw_training(self.stage.metrics)) is not None:
+            show_picture(self.stage.parent, "loss", plot, f"{self.stage.label}: loss by step")
 
     def finish(self) -> None:
         """Fill the bar, and send the last losses."""

@@ -229,7 +229,7 @@ def take_checkpoints(camera: Camera, settings: "ServiceSettings") -> None:
     """The table of checkpoints."""
     mlflow = MlflowPages(camera.page(width=WIDE, height=560), settings.mlflow_url)
     mlflow.open_checkpoints(RUN)
-    mlflow.page.get_by_role("columnheader", name="masked_loss", exact=True).wait_for()
+    mlflow.page.get_by_role("columnheader", name="validation_loss", exact=True).wait_for()
     camera.take(mlflow.page, "checkpoints")
     mlflow.page.close()
 

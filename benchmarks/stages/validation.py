@@ -20,7 +20,7 @@ def ours(run: Run) -> Outcome:
     table = Table(run.inputs / f"subset-{run.options['minutes']:g}" / "table-flac")
     with run.clock:
         row = score(model, table, ValidateSettings(), train_settings(run)).row()
-    return Outcome(row["hours"] * 3600, figures={"masked_loss": row["masked_loss"]})
+    return Outcome(row["hours"] * 3600, figures={"validation_loss": row["validation_loss"]})
 
 
 def peer(run: Run) -> Outcome:
@@ -61,7 +61,7 @@ def peer(run: Run) -> Outcome:
     with run.clock:
         losses = validate(model, Counted(), torch.device(run.device), torch.float32)
     penalty = losses["feature_loss"]
-    return Outcome(sum(seen) / signals.SAMPLE_RATE, figures={"masked_loss": losses["loss"] - penalty})
+    return Outcome(sum(seen) / signals.SAMPLE_RATE, figures={"validation_loss": losses["loss"] - penalty})
 
 
 SIDES = {"ours": ours, "minimal-hubert": peer}

@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.studies.orchestration import start_service
 from hubert.core.hashing import digest
 from hubert.core.paths import RunFolder
-from hubert.evaluation.checkpoints import Candidate, LayerScores
+from hubert.evaluation.checkpoints import Checkpoint, LayerScores
 from hubert.evaluation.choice import Outcome
 from hubert.settings.sections import TrainSettings
 from hubert.training.stage import TrainStage
@@ -39,23 +39,24 @@ def write_log(stage: TrainStage, num_lines: int) -> None:
     (stage.folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
 
 
-def offer(stage: TrainStage, number: int, step: int) -> tuple[dict[str, Any], Candidate]:
-    """Return one checkpoint as the validation and as the next iteration see it; only the server is asked to remember it."""
-    row = {
-        "step": step,
-        "path": str(stage.folder / f"step-{step:08d}"),
-        "sha256": digest([number, step]),
-        "num_layers": 12,
-    }
-    losses = {
-        "masked_loss": 5 - step / 1000,
-        "masked_accuracy": step / 1000,
-        "unmasked_loss": 5.0,
-        "unmasked_accuracy": 0.1,
-    }
-    scores = tuple(LayerScores(layer, 5.0 + layer, 8.0 + layer, 0.5) for layer in range(1, 13))
-    shown = (losses["masked_loss"], losses["masked_accuracy"])
-    return {**row, **losses}, Candidate(step, row["path"], row["sha256"], 12, *shown, 1, "lowest ABX", scores)
+def offer(stage: TrainStage, number: int, step: int) -> Checkpoint:
+    """Return the record of a checkpoint; only the server is asked to remember it."""
+    scores = [
+        LayerScores(layer=layer, abx_within=5.0 + layer, abx_across=8.0 + layer, pnmi=0.5) for layer in range(1, 13)
+    ]
+    return Checkpoint(
+        step=step,
+        checkpoint=str(stage.folder / f"step-{step:08d}"),
+        sha256=digest([number, step]),
+        num_layers=12,
+        validation_loss=5 - step / 1000,
+        masked_accuracy=step / 1000,
+        unmasked_loss=5.0,
+        unmasked_accuracy=0.1,
+        layer=1,
+        why="lowest ABX",
+        layers=tuple(scores),
+    )
 
 
 def measure(root: Path, num_points: int, num_checkpoints: int) -> dict[str, Any]:
@@ -68,9 +69,8 @@ def measure(root: Path, num_points: int, num_checkpoints: int) -> dict[str, Any]
     folder = RunFolder(root)
     stage = TrainStage(folder.iteration(1), root / "table", "t", num_units=500, train=TrainSettings())
     write_log(stage, num_points // len(METRICS))
-    offers = [offer(stage, number, 100 * (number + 1)) for number in range(num_checkpoints)]
-    rows, candidates = [row for row, _ in offers], [candidate for _, candidate in offers]
-    best = candidates[-1]
+    checkpoints = [offer(stage, number, 100 * (number + 1)) for number in range(num_checkpoints)]
+    best = checkpoints[-1]
     outcome = Outcome(1, best.checkpoint, best.sha256, best.step, 1, "abx", best.why)
     result: dict[str, Any] = {"points": num_points, "checkpoints": num_checkpoints}
     for name in ("first", "again"):
@@ -78,9 +78,9 @@ def measure(root: Path, num_points: int, num_checkpoints: int) -> dict[str, Any]
         start = time.perf_counter()
         tracker.catch_up()
         mirrored = time.perf_counter()
-        entries = tracker.log_checkpoints(rows, candidates)
+        entries = tracker.log_checkpoints(checkpoints)
         logged = time.perf_counter()
-        register(tracker, 1, candidates, entries, outcome)
+        register(tracker, 1, checkpoints, entries, outcome)
         end = time.perf_counter()
         seconds = {
             "points": mirrored - start,

@@ -112,14 +112,15 @@ def _find_outcome(name: str, iteration: int | None) -> "tuple[RunFolder | None, 
 
 def _facts_of_run(folder: RunFolder, outcome: "Outcome") -> dict[str, Any]:
     """Return what the card says of a run: outcome, report and settings, as far as they are there."""
-    from hubert.report.facts.collect import find_report
+    from hubert.report.report_data import find_report
     from hubert.runs.resolved import Resolved
 
-    report = find_report(folder, outcome.iteration)
-    findings = report[1] if report is not None and report[1]["outcome"]["sha256"] == outcome.sha256 else None
+    found = find_report(folder, outcome.iteration)
+    same = found is not None and found[1].outcome is not None and found[1].outcome.sha256 == outcome.sha256
+    report = found[1] if found is not None and same else None
     settings = folder.settings(outcome.iteration)
     resolved = Resolved.load(settings).model_dump(mode="json") if settings.exists() else None
-    return {"outcome": outcome, "sha256": outcome.sha256, "findings": findings, "resolved": resolved}
+    return {"outcome": outcome, "sha256": outcome.sha256, "report": report, "resolved": resolved}
 
 
 def _write(checkpoint: str, output: Path, format: str, *, head: bool) -> "ModelConfig":  # noqa: A002  (the option's name)

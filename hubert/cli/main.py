@@ -222,17 +222,14 @@ def is_whole_run(args: argparse.Namespace) -> bool:
 def do(stage: "Stage", run: "Callable[[Any], Any] | None" = None) -> None:
     """Run a stage unless it is finished, and print its figures and folder."""
     from hubert.core import text
-    from hubert.report.figures import format_figures
+    from hubert.report.stage_summary import summarise_stage
 
     start = time.monotonic()
     found = stage.done()
     figures = found["figures"] if found is not None else (run(stage) if run else stage.run())
     how = "was finished before" if found is not None else f"done in {text.duration(time.monotonic() - start)}"
-    print(
-        "\n".join(
-            [f"{stage.label}: {how}", *(f"  {line}" for line in format_figures(figures)), f"  folder: {stage.folder}"]
-        )
-    )
+    lines = [*summarise_stage(stage, figures).as_lines(), f"folder: {stage.folder}"]
+    print("\n  ".join([f"{stage.label}: {how}", *lines]))
 
 
 def fit_here(stage: "KMeansStage") -> Any:

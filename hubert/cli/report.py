@@ -2,7 +2,7 @@
 
 from hubert.core.errors import HubertError
 from hubert.core.paths import RunFolder
-from hubert.evaluation.checkpoints import save_candidates
+from hubert.evaluation.checkpoints import save_checkpoints
 from hubert.evaluation.choice import Outcome, read_outcome
 from hubert.report.stage import summarise_run
 from hubert.runs.pipeline import Iteration
@@ -47,7 +47,7 @@ def choose(iteration: Iteration) -> Outcome:
     """Choose checkpoint and layer, write the iteration's report, and write the choice down for the next iteration."""
     outcome = iteration.outcome()
     iteration.report.run()
-    save_candidates(iteration.folder, iteration.number, iteration.candidates())
+    save_checkpoints(iteration.folder, iteration.number, iteration.checkpoints())
     outcome.save(iteration.folder)  # last: an iteration with an outcome is finished
     return outcome
 

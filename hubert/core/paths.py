@@ -104,7 +104,7 @@ class RunFolder:
         """Return the file that says which checkpoint and layer an iteration ends with."""
         return self.iteration(number) / "outcome.json"
 
-    def candidates(self, number: int) -> Path:
+    def checkpoints(self, number: int) -> Path:
         """Return the file with the checkpoints of an iteration that the next one may start from."""
         return self.iteration(number) / "checkpoints.json"
 

@@ -33,6 +33,7 @@ from hubert.core.errors import DataError, TransientError
 from hubert.core.files import atomic_write, flush, folder_size, look_again, read_json, remove, write_json
 from hubert.core.hashing import digest
 from hubert.core.locks import hold
+from hubert.core.renamed import rename
 
 CPU = "cpu"
 Spec = dict[str, Any]
@@ -137,7 +138,7 @@ class Stage(ABC):
         if content is None or content.get("key") != self.key:
             return None
         wanted = content["outputs"] if self.accepts_pruned else {**content["outputs"], **content.get("pruned", {})}
-        return content if _all_there(self.folder, wanted) else None
+        return {**content, "figures": rename(content["figures"])} if _all_there(self.folder, wanted) else None
 
     def figures(self) -> Figures:
         """Return the figures of the finished stage.
@@ -296,7 +297,7 @@ def read_receipt(folder: Path, index: int, plan: Plan) -> Receipt | None:
     content = read_json(folder / "receipts" / f"{index:05d}.json")
     if content is None or content.get("plan") != plan.hash or not _all_there(folder, content["outputs"]):
         return None
-    return Receipt(**{**content, "jobs": tuple(content.get("jobs", ()))})
+    return Receipt(**{**content, "figures": rename(content["figures"]), "jobs": tuple(content.get("jobs", ()))})
 
 
 def read_jobs(folder: Path) -> list[str]:

@@ -1,27 +1,7 @@
 """How numbers, durations and sizes are written for people, in terminals and in reports."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
-
-ABBREVIATIONS = {"pnmi": "PNMI", "nmi": "NMI", "abx": "ABX", "mfcc": "MFCC"}
-
-NAMES = {
-    "num_dead_units": "unused units",
-    "majority_unit": "most frequent unit",
-    "majority_share": "its share",
-    "num_overrun_files": "files whose alignment outlasts their units",
-    "num_unaligned_frames": "frames without a phone",
-    "num_excluded_frames": "frames left out (silence, noise)",
-    "mean_run_length": "mean run length (frames)",
-    "mean_phone_length": "mean phone length (frames)",
-    "mean_unit_length": "mean unit length (frames)",
-    "mutual_information": "mutual information (nats)",
-    "phone_entropy": "phone entropy (nats)",
-    "unit_entropy": "unit entropy (nats)",
-    "unigram_entropy": "unigram entropy (nats)",
-    "phone_entropy_given_unit": "phone entropy given the unit (nats)",
-    "unit_entropy_given_phone": "unit entropy given the phone (nats)",
-}
 
 
 def fixed(value: float | None, digits: int = 3, *, absent: str = "-") -> str:
@@ -45,14 +25,6 @@ def duration(seconds: float | None, *, absent: str = "-") -> str:
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours:,} h {minutes:02d} min"
-
-
-def label(name: str) -> str:
-    """Write a figure's name for people: `num_files` as `number of files`, with its unit where it needs one."""
-    if name in NAMES:
-        return NAMES[name]
-    words = ["number of" if word == "num" else ABBREVIATIONS.get(word, word) for word in name.split("_")]
-    return " ".join(words)
 
 
 def size(num_bytes: float) -> str:
@@ -85,6 +57,12 @@ def align(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[s
         ).rstrip()
         for row in rows
     ]
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Write a table in Markdown; cells are written by `value`."""
+    lines = [header, ["---"] * len(header), *([value(cell).replace("|", r"\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def number(amount: float) -> str:

@@ -1,54 +1,95 @@
-"""The checkpoints that an iteration offers to the next one: `<run>/itN/checkpoints.json`, and who asks for one of them.
+"""The record of each validated checkpoint of an iteration, `<run>/itN/checkpoints.json`, and the choice of one as teacher.
 
-Each validated checkpoint stands there with its losses, what was measured of its layers, and the layer that would be
-clustered. The service takes the one of `outcome.json`; a person may take any. `Pick` is what was taken, and why.
+A record holds the losses, what was measured of the layers, and the layer that would be clustered. MLflow, the report,
+Prefect's pages and form, and `checkpoints.csv` show columns of it (`hubert.evaluation.columns`). The service takes the
+checkpoint of `outcome.json`; a person may take any. `Pick` is what was taken, and why.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import polars as pl
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from hubert.core.errors import ConfigError
 from hubert.core.files import read_json, write_json
 from hubert.core.paths import RunFolder, runs_root
+from hubert.core.renamed import rename
 from hubert.evaluation.choice import Outcome, choose_layer, read_outcome
 
 RUN_CHECKPOINT = re.compile(r"(?P<run>.+)/it(?P<number>[1-9]\d*)(/step-(?P<step>\d+))?/?")
 SERVICE, FORM, ANSWER, ALIAS = "service", "form", "answer", "alias"  # who chose; `Pick.by`
 
 
-@dataclass(frozen=True)
-class LayerScores:
-    """What was measured of a layer of a checkpoint; None: it was not. ABX error rates in per cent, as the report has them."""
+class LayerScores(BaseModel):
+    """What was measured of a layer of a checkpoint; None: it was not. ABX error rates are the reported ones, in per cent."""
+
+    model_config = ConfigDict(frozen=True)
 
     layer: int
-    within: float | None = None
-    across: float | None = None
+    abx_within: float | None = Field(None, validation_alias=AliasChoices("abx_within", "within"))
+    abx_across: float | None = Field(None, validation_alias=AliasChoices("abx_across", "across"))
     pnmi: float | None = None
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A validated checkpoint; `layer` is the one that would be clustered, `why` says by which rule."""
+class Checkpoint(BaseModel):
+    """A validated checkpoint.
+
+    Losses are in nats, accuracies are shares. `layer` is the one that would be clustered and `why` the rule that chose it;
+    None while the iteration has no outcome. Files of older versions have some of the losses only.
+    """
+
+    model_config = ConfigDict(frozen=True)
 
     step: int
     checkpoint: str
     sha256: str
     num_layers: int
-    masked_loss: float
-    masked_accuracy: float
-    layer: int
-    why: str
+    validation_loss: float
+    masked_accuracy: float | None = None
+    unmasked_loss: float | None = None
+    unmasked_accuracy: float | None = None
+    prediction_perplexity: float | None = None
+    feature_penalty: float | None = None
+    layer: int | None = None
+    why: str = ""
     layers: tuple[LayerScores, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older(cls, content: Any) -> Any:
+        """Take the rows of older versions: of checkpoints.json, and of report.json with one scored layer in columns."""
+        if not isinstance(content, Mapping):
+            return content
+        row: dict[str, Any] = rename(dict(content))
+        if "path" in row:
+            row["checkpoint"] = row.pop("path")
+        if layer := row.pop("abx_layer", None):
+            scores = {"layer": layer, "abx_within": row.pop("abx_within"), "abx_across": row.pop("abx_across")}
+            row |= {"layer": layer, "layers": [scores]}
+        return row
 
     @property
     def best_layer(self) -> LayerScores | None:
         """The scores of `layer`, if it was scored."""
         return next((scores for scores in self.layers if scores.layer == self.layer), None)
+
+    @property
+    def abx_within(self) -> float | None:
+        """The ABX error rate within speaker of `layer`, in per cent."""
+        return None if self.best_layer is None else self.best_layer.abx_within
+
+    @property
+    def abx_across(self) -> float | None:
+        """The ABX error rate across speakers of `layer`, in per cent."""
+        return None if self.best_layer is None else self.best_layer.abx_across
+
+    @property
+    def pnmi(self) -> float | None:
+        """The PNMI of units clustered on `layer`."""
+        return None if self.best_layer is None else self.best_layer.pnmi
 
     @property
     def name(self) -> str:
@@ -79,89 +120,68 @@ class Pick:
         return self if layer in (None, self.layer) else replace(self, layer=layer, layer_why="as was given")
 
 
-def list_candidates(
-    outcome: Outcome,
+def build_checkpoints(
+    outcome: Outcome | None,
     validated: Sequence[Mapping[str, Any]],
     abx: Sequence[Mapping[str, Any]],
     quality: Sequence[Mapping[str, Any]],
-) -> list[Candidate]:
-    """Return the candidates of an iteration, one per validated checkpoint, by step.
+) -> list[Checkpoint]:
+    """Return the checkpoints of an iteration, by step.
 
     A checkpoint whose layers were not scored gets the layer that was chosen for the best one: they are of one training.
 
     Args:
-        outcome: what the iteration ends with.
+        outcome: what the iteration ends with; None: it is not finished.
         validated: the rows of the validate stage.
         abx: the rows of the ABX stage; empty without one.
         quality: the layers that the quality stage measured, of the checkpoint of `outcome`; empty without one.
     """
-    return [_candidate(row, outcome, abx, quality if row["step"] == outcome.step else []) for row in validated]
+    best = None if outcome is None else outcome.step
+    records = (_record(row, outcome, abx, quality if row["step"] == best else []) for row in validated)
+    return sorted(records, key=lambda record: record.step)
 
 
-def _candidate(
-    row: Mapping[str, Any], outcome: Outcome, abx: Sequence[Mapping[str, Any]], quality: Sequence[Mapping[str, Any]]
-) -> Candidate:
+def _record(
+    row: Mapping[str, Any],
+    outcome: Outcome | None,
+    abx: Sequence[Mapping[str, Any]],
+    quality: Sequence[Mapping[str, Any]],
+) -> Checkpoint:
     scored = [one for one in abx if one["layer"] and one["step"] == row["step"]]
-    layer, why = outcome.layer, outcome.why
-    if row["step"] != outcome.step:
-        if scored:
-            layer, _, why = choose_layer(outcome.iteration, row, {"rows": scored}, None)
-        else:
-            why = f"its layers were not scored; as for step {outcome.step}: {outcome.why}"
+    layer, why = None, ""
+    if outcome is not None and row["step"] == outcome.step:
+        layer, why = outcome.layer, outcome.why
+    elif outcome is not None and scored:
+        layer, _, why = choose_layer(outcome.iteration, row, {"rows": scored}, None)
+    elif outcome is not None:
+        layer, why = outcome.layer, f"its layers were not scored; as for step {outcome.step}: {outcome.why}"
     rates = {one["layer"]: one["reported"] for one in scored}  # what chooses may be other items: `selection`
     pnmi = {one["layer"]: one["pnmi"] for one in quality if one["layer"]}
-    scores = (
-        LayerScores(number, rates.get(number, {}).get("within"), rates.get(number, {}).get("across"), pnmi.get(number))
-        for number in sorted({*rates, *pnmi})
-    )
-    return Candidate(
-        step=row["step"],
-        checkpoint=row["path"],
-        sha256=row["sha256"],
-        num_layers=row["num_layers"],
-        masked_loss=row["masked_loss"],
-        masked_accuracy=row["masked_accuracy"],
-        layer=layer,
-        why=why,
-        layers=tuple(scores),
-    )
+    layers = [
+        {"layer": number, "pnmi": pnmi.get(number), **rates.get(number, {})} for number in sorted({*rates, *pnmi})
+    ]
+    return Checkpoint.model_validate({**row, "layer": layer, "why": why, "layers": layers})
 
 
-def save_candidates(folder: RunFolder, number: int, candidates: Sequence[Candidate]) -> None:
-    """Write the candidates of an iteration; the newest ones count."""
-    write_json(folder.candidates(number), {"checkpoints": [asdict(candidate) for candidate in candidates]})
+def save_checkpoints(folder: RunFolder, number: int, checkpoints: Sequence[Checkpoint]) -> None:
+    """Write the checkpoints of an iteration; the newest ones count."""
+    write_json(folder.checkpoints(number), {"checkpoints": [one.model_dump(mode="json") for one in checkpoints]})
 
 
-def write_comparison(candidates: Sequence[Candidate], path: Path) -> Path:
-    """Write losses and best layers of all candidates as CSV; a spreadsheet, or MLflow's page of the file, sorts them."""
-    best = [one.best_layer for one in candidates]
-    columns = {
-        "step": [one.step for one in candidates],
-        "validation loss (nats)": [round(one.masked_loss, 4) for one in candidates],
-        "masked accuracy (%)": [round(100 * one.masked_accuracy, 2) for one in candidates],
-        "ABX across (%)": [layer and layer.across and round(layer.across, 2) for layer in best],
-        "ABX within (%)": [layer and layer.within and round(layer.within, 2) for layer in best],
-        "layer that suits": [one.layer for one in candidates],
-    }
-    pl.DataFrame(columns).write_csv(path)
-    return path
-
-
-def read_candidates(folder: RunFolder, number: int) -> list[Candidate]:
-    """Return the candidates of an iteration.
+def read_checkpoints(folder: RunFolder, number: int) -> list[Checkpoint]:
+    """Return the checkpoints of an iteration.
 
     Raises:
         ConfigError: it has none: it is not finished, or was by a version of this project that did not write them.
     """
-    content = read_json(folder.candidates(number))
+    content = read_json(folder.checkpoints(number))
     if content is None:
         raise ConfigError(
-            f"iteration {number} of {folder.root} offers no checkpoints: {folder.candidates(number).name} is missing there. "
+            f"iteration {number} of {folder.root} offers no checkpoints: {folder.checkpoints(number).name} is missing there. "
             f"Likely cause: it is not finished. Fix: run iteration {number} to its end (what is done is not done again), or "
             f"give the path of a checkpoint as `teacher`, and `layer`"
         )
-    rows = content["checkpoints"]
-    return [Candidate(**{**row, "layers": tuple(LayerScores(**scores) for scores in row["layers"])}) for row in rows]
+    return [Checkpoint.model_validate(row) for row in content["checkpoints"]]
 
 
 def default_pick(folder: RunFolder, number: int) -> Pick:
@@ -180,10 +200,16 @@ def default_pick(folder: RunFolder, number: int) -> Pick:
     return Pick(outcome.checkpoint, outcome.sha256, outcome.layer, what, SERVICE, outcome.why)
 
 
-def pick_of(candidate: Candidate, number: int, by: str, what: str = "") -> Pick:
-    """Return a candidate of iteration `number` as somebody's choice; `what` says it in other words."""
-    words = what or f"step {candidate.step} of iteration {number}"
-    return Pick(candidate.checkpoint, candidate.sha256, candidate.layer, words, by, candidate.why)
+def pick_of(checkpoint: Checkpoint, number: int, by: str, what: str = "") -> Pick:
+    """Return a checkpoint of iteration `number` as somebody's choice; `what` says it in other words.
+
+    Raises:
+        ConfigError: no layer of it was chosen, as the iteration is not finished.
+    """
+    words = what or f"step {checkpoint.step} of iteration {number}"
+    if checkpoint.layer is None:
+        raise ConfigError(f"{words} has no layer to cluster yet: run iteration {number} to its end, or give `layer`")
+    return Pick(checkpoint.checkpoint, checkpoint.sha256, checkpoint.layer, words, by, checkpoint.why)
 
 
 def find_run_checkpoint(teacher: str) -> Pick | None:
@@ -213,9 +239,9 @@ def find_run_checkpoint(teacher: str) -> Pick | None:
         raise ConfigError(f"teacher {teacher!r}: the run {folder.root} has no iteration {number}; it has {known}")
     if found["step"] is None:
         return replace(default_pick(folder, number), by=FORM, name=f"{folder.name}/it{number}")
-    candidates = read_candidates(folder, number)
-    for candidate in candidates:
-        if candidate.step == int(found["step"]):
-            return replace(pick_of(candidate, number, FORM), name=f"{folder.name}/it{number}/{candidate.name}")
-    known = ", ".join(candidate.name for candidate in candidates)
+    checkpoints = read_checkpoints(folder, number)
+    for one in checkpoints:
+        if one.step == int(found["step"]):
+            return replace(pick_of(one, number, FORM), name=f"{folder.name}/it{number}/{one.name}")
+    known = ", ".join(one.name for one in checkpoints)
     raise ConfigError(f"teacher {teacher!r}: that iteration validated no checkpoint of this step; there are {known}")

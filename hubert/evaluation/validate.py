@@ -34,6 +34,7 @@ from hubert.settings.sections import TrainSettings, ValidateSettings
 from hubert.training.crops import MASK, ORDER, MicroBatch, read_crops, samples_of
 from hubert.training.masks import span_mask
 from hubert.units.labels import Table
+from hubert.units.statistics import entropy
 
 MASK_SETTINGS = ("mask_rule", "mask_prob", "mask_length", "min_masks")
 
@@ -137,7 +138,7 @@ class Scores:
         """Return the scores. Losses and entropies in nats, accuracies as shares."""
         masked, unmasked = self.num_masked_frames, max(1, self.num_frames - self.num_masked_frames)
         return {
-            "masked_loss": self.masked_loss / masked,
+            "validation_loss": self.masked_loss / masked,
             "masked_accuracy": self.masked_correct / masked,
             "unmasked_loss": self.unmasked_loss / unmasked,
             "unmasked_accuracy": self.unmasked_correct / unmasked,
@@ -150,12 +151,6 @@ class Scores:
             "num_masked_frames": masked,
             "hours": self.num_samples / SAMPLE_RATE / 3600,
         }
-
-
-def entropy(counts: npt.NDArray[np.int64]) -> float:
-    """Return the entropy of a distribution given by counts, in nats."""
-    shares = counts[counts > 0] / counts.sum()
-    return float(-(shares * np.log(shares)).sum())
 
 
 @torch.inference_mode()
@@ -242,7 +237,7 @@ class ValidateStage(Stage):
             **{name: rows[0][name] for name in shared},
             "num_too_short": selection.num_too_short,
             "num_over_limit": selection.num_over_limit,
-            "best": min(rows, key=lambda row: (row["masked_loss"], row["step"])),
+            "best": min(rows, key=lambda row: (row["validation_loss"], row["step"])),
             "rows": rows,
         }
         path = self.folder / "validation.json"

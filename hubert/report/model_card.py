@@ -1,20 +1,21 @@
 """The README.md of an exported model: how to use it, and, for a run, how it was made and how good it is.
 
-Figures come from the iteration's `report.json` (`hubert.report.facts.collect`) or, before there is a report, from `outcome.json`.
+Figures come from the iteration's `report.json` (`hubert.report.report_data`) or, before there is a report, from `outcome.json`.
 No folder of the machine enters it, as the card is meant for the public; the license is for a person to state.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from hubert.core import text
 from hubert.core.files import write_text
+from hubert.core.text import markdown_table
 from hubert.evaluation.choice import Outcome
+from hubert.evaluation.columns import LAYER_SCORES, cells, column, header
 from hubert.model.formats.export import shortcut
-from hubert.report.facts.collect import Findings
 from hubert.report.pages import recipe_as_toml
+from hubert.report.report_data import ReportData
 from hubert.settings.model import ModelConfig
 from hubert.settings.recipe import Recipe
 
@@ -32,7 +33,7 @@ def write_card(
     name: str,
     sha256: str = "",
     outcome: Outcome | None = None,
-    findings: Findings | None = None,
+    report: ReportData | None = None,
     resolved: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the card into an exported folder.
@@ -44,7 +45,7 @@ def write_card(
         name: of the model, for the title.
         sha256: of the checkpoint's weights that were exported.
         outcome: of the iteration; None: the model comes from no run.
-        findings: content of the iteration's report, if there is one.
+        report: of the iteration, if there is one.
         resolved: what the iteration was asked to do (`hubert.runs.resolved.Resolved`), if that is known.
     """
     header = ["---", *(["library_name: transformers"] if format == "transformers" else [])]
@@ -57,14 +58,14 @@ def write_card(
         _usage(config, format, outcome, before_residual=_reads_before_residual(outcome, resolved)),
     ]
     if outcome is not None:
-        parts += ["## How it was made", _making(outcome, findings or {}, resolved or {})]
-    if findings:
-        parts += ["## How good it is", *_scores(findings)]
+        parts += ["## How it was made", _making(outcome, report, resolved or {})]
+    if report is not None:
+        parts += ["## How good it is", *_scores(report)]
     if resolved is not None:
         parts += ["## Recipe", f"```toml\n{recipe_as_toml(_public(resolved)).strip()}\n```"]
     if sha256:
         parts += ["## Origin", f"sha256 of the exported checkpoint's weights: `{sha256}`"]
-        parts += [_keys(findings)] if findings else []
+        parts += [_keys(report)] if report is not None else []
     parts += ["## License", _LICENSE]
     path = folder / "README.md"
     write_text(path, "\n\n".join(part for part in parts if part) + "\n")
@@ -80,7 +81,7 @@ def _introduction(config: ModelConfig, *, is_ours: bool) -> str:
 
 
 def _reads_before_residual(outcome: Outcome | None, resolved: Mapping[str, Any] | None) -> bool:
-    """Say whether the run scored and clusters layers before their residual sum, which other programs do not give."""
+    """Return whether the run scored and clusters layers before their residual sum, which other programs do not give."""
     if outcome is None or resolved is None:
         return False
     return Recipe.model_validate(resolved["recipe"]).iteration(outcome.iteration).features.before_residual
@@ -117,56 +118,39 @@ def _usage(config: ModelConfig, format: str, outcome: Outcome | None, *, before_
     return f'```python\nfrom hubert import HuBERT\n\nmodel = HuBERT.from_pretrained("FOLDER OR REPOSITORY")  # layer {layer}\n```'
 
 
-def _making(outcome: Outcome, findings: Mapping[str, Any], resolved: Mapping[str, Any]) -> str:
+def _making(outcome: Outcome, report: ReportData | None, resolved: Mapping[str, Any]) -> str:
     rows: list[tuple[str, str]] = []
-    if name := findings.get("recipe") or resolved.get("recipe_name"):
-        description = findings.get("description") or resolved.get("recipe", {}).get("description", "")
+    if name := report.recipe if report is not None else resolved.get("recipe_name"):
+        description = report.description if report is not None else resolved.get("recipe", {}).get("description", "")
         rows.append(("recipe", f"{Path(name).name}{f': {description}' if description else ''}"))
     rows.append(("iteration", f"{outcome.iteration}"))
-    if source := findings.get("source", {}).get("name"):
-        rows.append(("clustered", source))
-    data = findings.get("data_figures", {})
-    if data.get("hours") is not None:
-        rows.append(("audio", f"{data['hours']:,.2f} hours in {data['num_files']:,} files"))
-        rows += [(f"of it {part}", f"{figures['hours']:,.2f} hours") for part, figures in data.get("parts", {}).items()]
-    steps = findings.get("training", {}).get("steps")
+    if report is not None:
+        rows.append(("clustered", report.source.name))
+        audio = report.data_figures
+        if audio.hours is not None and audio.num_files is not None:
+            rows.append(("audio", f"{audio.hours:,.2f} hours in {audio.num_files:,} files"))
+            rows += [(f"of it {part}", f"{amount.hours or 0:,.2f} hours") for part, amount in audio.parts.items()]
+    steps = report and report.training.steps
     rows.append(("training", f"{steps:,} steps" if steps else "not reported"))
     rows.append(("checkpoint", f"step {outcome.step:,}, by the lowest masked cross-entropy on validation"))
     rows.append(("layer to use", f"{outcome.layer}: {outcome.why}"))
-    return _table(("what", "value"), rows)
+    return markdown_table(("what", "value"), rows)
 
 
-def _scores(findings: Findings) -> list[str]:
-    row, parts = findings["row"], []
-    losses = [
-        ("validation loss, masked frames (nats)", text.fixed(row.get("validation_loss"), 3, absent="-")),
-        ("loss of guessing by the units' frequencies (nats)", text.fixed(row.get("unigram_entropy"), 3, absent="-")),
-        ("accuracy, masked frames", text.percent(row.get("masked_accuracy"), 1, absent="-")),
-    ]
-    parts.append(_table(("validation", "value"), losses))
-    layers = [
-        (
-            f"**{one['name']}**" if one["chosen"] else one["name"],
-            text.fixed(one["abx_within"], 2, absent="-"),
-            text.fixed(one["abx_across"], 2, absent="-"),
-            text.fixed(one["pnmi"], 3, absent="-"),
-        )
-        for one in findings["layers"]
-    ]
-    if layers:
-        parts.append(_table(("layer", "ABX within speaker (%)", "ABX across speakers (%)", "PNMI"), layers))
+def _scores(report: ReportData) -> list[str]:
+    losses = [column(key) for key in ("validation_loss", "unigram_entropy", "masked_accuracy", "majority_accuracy")]
+    parts = [markdown_table(("validation", "value"), [(one.title, one.text(report.row)) for one in losses])]
+    if report.layers:
+        names = [f"**{one.name}**" if one.chosen else one.name for one in report.layers]
+        rows = [[name, *cells(LAYER_SCORES, one)] for name, one in zip(names, report.layers, strict=True)]
+        parts.append(markdown_table(("layer", *header(LAYER_SCORES)), rows))
         parts.append("MFCC is the baseline; ABX error: less is better, chance is 50 %. The chosen layer is bold.")
     return parts
 
 
-def _keys(findings: Findings) -> str:
-    rows = [(stage["name"], f"`{stage['key'][:16]}`") for stage in findings["stages"] if stage["key"]]
-    return _table(("stage", "key (hash of its settings and inputs)"), rows)
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *([cell.replace("|", r"\|") for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _keys(report: ReportData) -> str:
+    rows = [(stage.name, f"`{stage.key[:16]}`") for stage in report.stages if stage.key]
+    return markdown_table(("stage", "key (hash of its settings and inputs)"), rows)
 
 
 def _public(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The report's pages as text: what the templates are given, and how the recipe is shown."""
+"""Renders the report's pages: what the templates are given, and how the recipe is shown."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -7,15 +7,15 @@ from typing import Any
 
 import jinja2
 import tomli_w
-from markupsafe import Markup
 
 from hubert.core import text
 from hubert.core.files import read_json
+from hubert.evaluation.columns import CHECKPOINT, COMPARISON, LAYER, column
 from hubert.model.cost import num_parameters
 from hubert.report import conclusions
 from hubert.report.conclusions import Kind
-from hubert.report.facts.collect import Findings, Row
 from hubert.report.facts.example import Example, best_phones
+from hubert.report.report_data import ComparisonRow, ReportData, StageRow
 from hubert.settings.model import build_config
 from hubert.settings.recipe import IterationSettings, Recipe
 from hubert.settings.sections import affects
@@ -28,7 +28,7 @@ ALSO_SHOWN = {"steps", "init"}  # they affect what comes out, though not the key
 
 
 def iteration_page(
-    findings: Findings,
+    data: ReportData,
     statements: Statements,
     stages: Mapping[str, Path],
     example: Example | None,
@@ -37,7 +37,7 @@ def iteration_page(
     """Return the page of an iteration.
 
     Args:
-        findings: from `hubert.report.facts.collect.collect`.
+        data: from `hubert.report.facts.collect.collect`.
         statements: from `hubert.report.conclusions.explain`.
         stages: folder of each stage that the pictures are drawn from.
         example: the utterance to show.
@@ -45,18 +45,18 @@ def iteration_page(
     """
     from hubert.report.plots.curves import draw_iteration  # matplotlib takes a second to import
 
-    resolved, number = findings["resolved"], findings["iteration"]
+    resolved, number = data.resolved, data.iteration
     return _render(
         "report.html.j2",
-        findings=findings,
+        data=data,
         statements=statements,
-        plots=draw_iteration(findings, stages),
-        columns=conclusions.explain_columns([findings["row"]]),
+        plots=draw_iteration(data, stages),
+        columns=conclusions.explain_columns([data.row]),
         asked=asked_for(resolved, number),
         differences=differences(resolved, number),
         recipe=recipe_as_toml(resolved),
         settings=settings_as_toml(resolved, number),
-        costs=[(None, stage) for stage in findings["stages"]],
+        costs=[(None, stage) for stage in data.stages],
         example=None if example is None else example_parts(example, stages.get("quality")),
         progress=progress,
     )
@@ -64,20 +64,20 @@ def iteration_page(
 
 def run_page(
     name: str,
-    findings: Mapping[int, Findings],
-    unfinished: Mapping[int, Findings],
-    baseline: Row,
+    finished: Mapping[int, ReportData],
+    unfinished: Mapping[int, ReportData],
+    baseline: ComparisonRow,
     statements: Mapping[int, Statements],
     links: Mapping[int, str],
-    costs: Sequence[tuple[int | None, Mapping[str, Any]]],
+    costs: Sequence[tuple[int | None, StageRow]],
     metrics: Mapping[int, Path],
 ) -> str:
     """Return the page of a whole run.
 
     Args:
         name: of the run.
-        findings: of each finished iteration.
-        unfinished: of each iteration that was begun and is not finished.
+        finished: the report of each finished iteration.
+        unfinished: that of each iteration that was begun and is not finished.
         baseline: the MFCC row.
         statements: what the figures of each finished iteration mean.
         links: address of each iteration's page, relative to the run's.
@@ -89,14 +89,14 @@ def run_page(
     return _render(
         "run.html.j2",
         name=name,
-        findings=findings,
+        finished=finished,
         unfinished=unfinished,
-        newest=max({**unfinished, **findings}.items())[1],
+        newest=max({**unfinished, **finished}.items())[1],
         baseline=baseline,
         statements=statements,
-        columns=conclusions.explain_columns([content["row"] for _, content in sorted(findings.items())]),
+        columns=conclusions.explain_columns([data.row for _, data in sorted(finished.items())]),
         links=links,
-        plots=draw_run({**unfinished, **findings}, baseline, metrics),
+        plots=draw_run({**unfinished, **finished}, baseline, metrics),
         costs=costs,
     )
 
@@ -110,7 +110,7 @@ def example_parts(example: Example, quality: Path | None) -> dict[str, Any]:
     return example.content() | {
         "seconds": example.seconds,
         "audio": example.address(),
-        "lines": [Markup(line.svg) for line in draw_example(example, unit_phones)],  # noqa: S704  (as in hubert.report.plots.curves)
+        "lines": draw_example(example, unit_phones),
         "legend": legend(example, unit_phones),
         "runs": list(example.runs()),
         "has_unit_phones": bool(unit_phones),
@@ -204,8 +204,9 @@ def _templates() -> jinja2.Environment:
         "duration": lambda value: text.duration(value, absent=DASH),
         "size": text.size,
         "device": _device,
-        "label": text.label,
         "value": lambda value: text.value(value, absent=DASH),
-        "combine": lambda row, **more: {"link": None, "here": False, **row, **more},
+        "figure": lambda row, key: column(key).text(row, absent=DASH),
+        "heading": lambda key: column(key).title,
     }
+    environment.globals |= {"CHECKPOINT": CHECKPOINT, "LAYER": LAYER, "COMPARISON": COMPARISON}
     return environment

@@ -2,17 +2,17 @@
 
     <run>/report.html                      the whole run: `summarise_run`
     <run>/it1/report-1a2b3c4d/report.html  the iteration: `ReportStage`
-                              report.json  the same figures for programs: `hubert.report.facts.collect`
+                              report.json  the same data for programs: `hubert.report.report_data`
                               example.*    the utterance that the page shows: `hubert.report.facts.example`
 
 Everything comes from the stages' files, so a page can be written again at any time (`hubert.runs.rebuild`).
-`hubert.report.facts.collect` gathers the figures, `hubert.report.conclusions` says what they mean,
-`hubert.report.plots.style` draws, and `hubert.report.pages` places.
+`hubert.report.facts.collect` gathers the data, `hubert.report.conclusions` states what they mean,
+`hubert.report.plots` draws them, and `hubert.report.pages` renders the page.
 """
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,10 +21,12 @@ from hubert.core.errors import DataError
 from hubert.core.files import read_json, remove, write_json, write_text
 from hubert.core.paths import RunFolder
 from hubert.core.stage import Figures, Spec, Stage
+from hubert.evaluation.choice import Outcome
 from hubert.report import conclusions
-from hubert.report.facts.collect import Findings, Row, collect, find_report
+from hubert.report.facts.collect import collect
 from hubert.report.facts.example import find_example
 from hubert.report.pages import iteration_page, run_page
+from hubert.report.report_data import ComparisonRow, ReportData, StageRow, find_report
 
 
 @dataclass
@@ -39,17 +41,19 @@ class ReportStage(Stage):
     number: int
     resolved: Mapping[str, Any]
     stages: Mapping[str, Path]
-    outcome: Mapping[str, Any]
+    outcome: Outcome
     alignments: Path | None = None
 
     @cached_property
-    def _previous(self) -> Row | None:
+    def _previous(self) -> ComparisonRow | None:
         """The previous iteration's row in the comparison; None in iteration 1, or if it has no report."""
         found = find_report(RunFolder(self.run_folder), self.number - 1)
-        return found and found[1]["row"]
+        return found and found[1].row
 
     def settings(self) -> dict[str, Any]:
-        return {"outcome": dict(self.outcome), "previous": self._previous}
+        # Of an older version's row no more than it has: the key of a finished report stays.
+        previous = self._previous and self._previous.model_dump(exclude_unset=True)
+        return {"outcome": asdict(self.outcome), "previous": previous}
 
     def inputs(self) -> dict[str, str]:
         done = {name: read_json(folder / "done.json") or {} for name, folder in self.stages.items()}
@@ -62,7 +66,7 @@ class ReportStage(Stage):
         units = self.stages["units"] / "tables" / "validation"
         kept = [self.folder, *sorted(self.parent.glob(f"{self.name}-*"), reverse=True)]
         example, missing = find_example(units, self.alignments, kept)
-        findings = collect(
+        data = collect(
             run=self.run_folder,
             number=self.number,
             resolved=self.resolved,
@@ -70,14 +74,14 @@ class ReportStage(Stage):
             outcome=self.outcome,
             previous=self._previous,
         )
-        statements = conclusions.explain(findings)
-        findings["statements"] = [text for _, text in statements]
-        findings["example"] = {"missing": missing} | (example.content() if example else {})
-        html, figures = self.folder / "report.html", self.folder / "report.json"
-        write_text(html, iteration_page(findings, statements, self.stages, example))
-        write_json(figures, findings)
+        statements = conclusions.explain(data)
+        shown = {"missing": missing} | (example.content() if example else {})
+        data = data.model_copy(update={"statements": [text for _, text in statements], "example": shown})
+        page, content = self.folder / "report.html", self.folder / "report.json"
+        write_text(page, iteration_page(data, statements, self.stages, example))
+        write_json(content, data.model_dump(mode="json"))
         remove(RunFolder(self.run_folder).unfinished(self.number))
-        return [html, figures, *(example.save(self.folder) if example else [])], findings["row"]
+        return [page, content, *(example.save(self.folder) if example else [])], data.row.model_dump()
 
     def write_again(self) -> None:
         """Write the page from the stages' files, also if it is there; a kill on the way leaves it to the next start."""
@@ -88,7 +92,7 @@ class ReportStage(Stage):
             self.complete(plan)
 
 
-def summarise_run(folder: RunFolder, unfinished: Mapping[int, Findings] | None = None) -> tuple[Path, str]:
+def summarise_run(folder: RunFolder, unfinished: Mapping[int, ReportData] | None = None) -> tuple[Path, str]:
     """Write the page of a whole run from its iterations' reports.
 
     Args:
@@ -109,29 +113,29 @@ def summarise_run(folder: RunFolder, unfinished: Mapping[int, Findings] | None =
             f"{folder.root} has no report of an iteration, expected one in it1/report-…/report.json. Likely cause: no "
             "iteration is finished. Fix: run `hubert-iteration`, or `hubert report` for a finished one"
         )
-    findings = {number: content for number, (_, content) in reports.items()}
-    statements = {number: conclusions.explain(content) for number, content in findings.items()}
+    finished = {number: data for number, (_, data) in reports.items()}
+    statements = {number: conclusions.explain(data) for number, data in finished.items()}
     pages = {number: path for number, (path, _) in reports.items()}
     pages |= {number: folder.unfinished(number) for number in unfinished}
-    everything = {**unfinished, **findings}
+    everything = {**unfinished, **finished}
     page = run_page(
         folder.name,
-        findings,
+        finished,
         unfinished,
-        baseline_of(findings or unfinished),
+        baseline_of(finished or unfinished),
         statements,
         {number: path.relative_to(folder.root).as_posix() for number, path in pages.items()},
         costs_of(everything),
-        {number: metrics_of(folder, number, content) for number, content in everything.items()},
+        {number: metrics_of(folder, number, data) for number, data in everything.items()},
     )
     write_text(folder.report, page)
-    return folder.report, text_summary(folder.name, findings, statements) if findings else ""
+    return folder.report, text_summary(folder.name, finished, statements) if finished else ""
 
 
-def metrics_of(folder: RunFolder, number: int, findings: Findings) -> Path:
+def metrics_of(folder: RunFolder, number: int, data: ReportData) -> Path:
     """Return the log of an iteration's training, which may have moved with the run since its report was written."""
-    trained = [Path(stage["folder"]).name for stage in findings["stages"] if stage["name"] == "train"]
-    name = findings["training"].get("folder") or next(iter(trained), "train")
+    stage = data.stage("train")
+    name = data.training.folder or (Path(stage.folder).name if stage else "train")
     return folder.iteration(number) / name / "metrics.jsonl"
 
 
@@ -144,34 +148,33 @@ def is_summarised(folder: RunFolder) -> bool:
     return all(path.stat().st_mtime <= folder.report.stat().st_mtime for path in shown if path.exists())
 
 
-def baseline_of(findings: Mapping[int, Findings]) -> Row:
+def baseline_of(reports: Mapping[int, ReportData]) -> ComparisonRow:
     """Return the MFCC row: the newest iteration's, with what only earlier ones measured filled in."""
-    rows = [content["baseline"] for _, content in sorted(findings.items())]
-    merged: Row = {}
-    for row in rows:
-        merged |= {name: value for name, value in row.items() if value is not None or name not in merged}
-    return merged
+    merged: dict[str, Any] = {}
+    for _, data in sorted(reports.items()):
+        merged |= data.baseline.model_dump(exclude_none=True)
+    return ComparisonRow.model_validate(merged)
 
 
-def costs_of(findings: Mapping[int, Findings]) -> list[tuple[int | None, dict[str, Any]]]:
+def costs_of(reports: Mapping[int, ReportData]) -> list[tuple[int | None, StageRow]]:
     """Return (iteration, stage) for each stage folder once; the iteration is None for what the whole run shares."""
-    costs: dict[str, tuple[int | None, dict[str, Any]]] = {}
-    for number, content in sorted(findings.items()):
-        for stage in content["stages"]:
-            shared = Path(stage["folder"]).parent.name != f"it{number}"
-            costs.setdefault(stage["folder"], (None if shared else number, stage))
+    costs: dict[str, tuple[int | None, StageRow]] = {}
+    for number, data in sorted(reports.items()):
+        for stage in data.stages:
+            shared = Path(stage.folder).parent.name != f"it{number}"
+            costs.setdefault(stage.folder, (None if shared else number, stage))
     return list(costs.values())
 
 
 def text_summary(
-    name: str, findings: Mapping[int, Findings], statements: Mapping[int, Sequence[tuple[conclusions.Kind, str]]]
+    name: str, reports: Mapping[int, ReportData], statements: Mapping[int, Sequence[tuple[conclusions.Kind, str]]]
 ) -> str:
     """Return the table of MFCC and all iterations with what it means, for a terminal."""
-    rows = [content["row"] for _, content in sorted(findings.items())]
+    rows = [data.row for _, data in sorted(reports.items())]
     parts = [
         f"Run {name}: MFCC and the chosen layer of each iteration",
-        conclusions.text_table(baseline_of(findings), rows),
+        conclusions.text_table(baseline_of(reports), rows),
         textwrap.fill(conclusions.explain_columns(rows), conclusions.WIDTH),
-        *(conclusions.paragraphs(f"it{number}", statements[number]) for number in sorted(findings)),
+        *(conclusions.paragraphs(f"it{number}", statements[number]) for number in sorted(reports)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -1,46 +1,52 @@
-"""What a finished stage says of itself, in words and units: one sentence, and a table or two of its key figures.
+"""Summarises a finished stage: one sentence, a table or two of its figures with their units, and remarks.
 
-For pages that people look at while a run goes on; the report says what the figures mean together.
+For the terminal and for the pages that people look at while a run goes on; the report states what the figures mean together.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from hubert.core.files import read_json
 from hubert.core.stage import Figures, Stage
-from hubert.core.text import audio_length, duration, fixed, label, percent, value
+from hubert.core.text import align, audio_length, duration, fixed, markdown_table, percent, value
+from hubert.evaluation.columns import VALIDATION, cells, column, header
+from hubert.report.report_data import ReportData
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # header, rows
 
 
 @dataclass(frozen=True)
-class KeyFigures:
+class StageSummary:
     """One sentence, tables with a header each, and remarks."""
 
     headline: str
     tables: Sequence[Table] = ()
     remarks: Sequence[str] = ()
 
+    def as_markdown(self) -> list[str]:
+        """Return tables and remarks as paragraphs."""
+        return [*(markdown_table(head, rows) for head, rows in self.tables), *self.remarks]
 
-def key_figures(stage: Stage, figures: Figures) -> KeyFigures:
-    """Return the key figures of a finished stage.
+    def as_lines(self) -> list[str]:
+        """Return everything as lines for a terminal; a table's columns after the first are to the right."""
+        tables = (align([head, *rows], right=range(1, len(head))) for head, rows in self.tables)
+        return [self.headline, *(line for table in tables for line in table if line.strip()), *self.remarks]
 
-    Of a stage that has no words here, or that an older version finished with other figures, all its plain figures.
+
+def summarise_stage(stage: Stage, figures: Figures) -> StageSummary:
+    """Return the summary of a finished stage.
+
+    Of a stage that has no words here, or that an older version finished without the figures they need, all plain figures.
     """
-    if (write := _STAGES.get(stage.name)) is not None:
-        with suppress(LookupError, TypeError, ValueError):
-            return write(stage, figures)
-    return KeyFigures("finished", [_pairs(_plain(figures))])
+    write, needed = _STAGES.get(stage.name, (None, ()))
+    if write is None or not figures.keys() >= set(needed):
+        plain = {name: figure for name, figure in figures.items() if not isinstance(figure, dict | list)}
+        return StageSummary("finished", [_pairs({column(name).title: column(name).text(plain) for name in plain})])
+    return write(stage, figures)
 
 
 def _pairs(rows: Mapping[str, str]) -> Table:
     return ("", "value"), list(rows.items())
-
-
-def _plain(figures: Mapping[str, Any]) -> dict[str, str]:
-    return {label(name): value(content) for name, content in figures.items() if not isinstance(content, dict | list)}
 
 
 def _hours(hours: float) -> str:
@@ -52,7 +58,7 @@ def files(count: int) -> str:
     return "1 file" if count == 1 else f"{count:,} files"
 
 
-def _manifest(_stage: Stage, figures: Figures) -> KeyFigures:
+def _manifest(_stage: Stage, figures: Figures) -> StageSummary:
     rejected = figures["num_rejected"]
     said = f"{files(rejected)} rejected" if rejected else "none rejected"
     parts = {"all": figures} | {part: figures[part] for part in ("train", "validation") if part in figures}
@@ -62,10 +68,10 @@ def _manifest(_stage: Stage, figures: Figures) -> KeyFigures:
     if rejected:
         remarks.append("path and reason of each rejected file: `rejected.parquet` in the folder below")
     headline = f"{files(figures['num_files'])}, {_hours(figures['hours'])} of audio; {said}"
-    return KeyFigures(headline, [(("", "files", "audio"), rows)], remarks)
+    return StageSummary(headline, [(("", "files", "audio"), rows)], remarks)
 
 
-def _features(_stage: Stage, figures: Figures) -> KeyFigures:
+def _features(_stage: Stage, figures: Figures) -> StageSummary:
     source = figures["source"]
     name = "MFCC" if source["kind"] == "mfcc" else f"layer {source['layer']} of the teacher"
     rows = {
@@ -78,11 +84,11 @@ def _features(_stage: Stage, figures: Figures) -> KeyFigures:
     headline = (
         f"{name} of {files(figures['num_files'])}, {_hours(figures['hours'])} of audio: what the codebook is fitted to"
     )
-    return KeyFigures(headline, [_pairs(rows)])
+    return StageSummary(headline, [_pairs(rows)])
 
 
-def _kmeans(_stage: Stage, figures: Figures) -> KeyFigures:
-    units, empty = figures["num_units"], figures["num_empty_units"]
+def _kmeans(_stage: Stage, figures: Figures) -> StageSummary:
+    units, empty = figures["num_units"], figures["num_unused_units"]
     rows = {
         "units": value(units),
         "units that no frame is nearest to": value(empty),
@@ -93,15 +99,15 @@ def _kmeans(_stage: Stage, figures: Figures) -> KeyFigures:
     if "num_iterations" in figures:
         rows["iterations of k-means"] = value(figures["num_iterations"])
     used = "all are used" if not empty else f"{empty:,} of them unused"
-    return KeyFigures(f"{units:,} units from {figures['num_frames']:,} frames; {used}", [_pairs(rows)])
+    return StageSummary(f"{units:,} units from {figures['num_frames']:,} frames; {used}", [_pairs(rows)])
 
 
-def _units(_stage: Stage, figures: Figures) -> KeyFigures:
+def _units(_stage: Stage, figures: Figures) -> StageSummary:
     parts = [part for part in ("train", "validation") if part in figures]
     written: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "files": lambda part: value(part["num_files"]),
         "frames": lambda part: value(part["num_frames"]),
-        "units that never occur": lambda part: f"{part['num_dead_units']:,} of {part['num_units']:,}",
+        "units that never occur": lambda part: f"{part['num_unused_units']:,} of {part['num_units']:,}",
         "unigram entropy (nats): the loss of guessing by frequency": lambda part: fixed(part["unigram_entropy"]),
         "usage perplexity (units)": lambda part: value(part["usage_perplexity"]),
         "share of the most frequent unit (%)": lambda part: percent(part["majority_share"]),
@@ -111,10 +117,10 @@ def _units(_stage: Stage, figures: Figures) -> KeyFigures:
     count = sum(figures[part]["num_files"] for part in parts)
     frames = sum(figures[part]["num_frames"] for part in parts)
     headline = f"{files(count)} labelled: {frames:,} frames, {figures['frame_rate']} per second"
-    return KeyFigures(headline, [(("", *parts), rows)])
+    return StageSummary(headline, [(("", *parts), rows)])
 
 
-def _train(_stage: Stage, figures: Figures) -> KeyFigures:
+def _train(_stage: Stage, figures: Figures) -> StageSummary:
     last, seconds = figures["last"], figures["seconds"]
     processes = figures["world_size"]
     rows = {
@@ -136,43 +142,26 @@ def _train(_stage: Stage, figures: Figures) -> KeyFigures:
         f"{figures['steps']:,} steps in {duration(seconds)}; at the last one a loss of {fixed(last['loss'])} nats on masked "
         f"frames and {percent(last['accuracy'])} % of their units right"
     )
-    return KeyFigures(headline, [_pairs(rows)])
+    return StageSummary(headline, [_pairs(rows)])
 
 
-CHECKPOINT_COLUMNS = (
-    "step",
-    "loss, masked (nats)",
-    "accuracy, masked (%)",
-    "loss, unmasked (nats)",
-    "accuracy, unmasked (%)",
-    "perplexity of the predictions",
-)
-
-
-def _validate(_stage: Stage, figures: Figures) -> KeyFigures:
+def _validate(_stage: Stage, figures: Figures) -> StageSummary:
     best = figures["best"]
     rows = [
-        [
-            f"{row['step']:,}{' (lowest loss)' if row['step'] == best['step'] else ''}",
-            fixed(row["masked_loss"]),
-            percent(row["masked_accuracy"]),
-            fixed(row["unmasked_loss"]),
-            percent(row["unmasked_accuracy"]),
-            value(row["prediction_perplexity"]),
-        ]
+        [f"{row['step']:,}{' (lowest loss)' if row['step'] == best['step'] else ''}", *cells(VALIDATION, row)]
         for row in figures["rows"]
     ]
-    headline = f"lowest validation loss: {fixed(best['masked_loss'])} nats, at step {best['step']:,}"
+    headline = f"lowest validation loss: {fixed(best['validation_loss'])} nats, at step {best['step']:,}"
     remarks = [
         f"Guessing by frequency alone reaches {fixed(figures['unigram_entropy'])} nats.",
         f"Always naming the most frequent unit is right for {percent(figures['majority_accuracy'])} %.",
         f"All checkpoints have the same {files(figures['num_files'])}, {_hours(figures['hours'])} of audio, and the same masks.",
         f"{files(figures['num_too_short'])} too short, {files(figures['num_over_limit'])} beyond the limit.",
     ]
-    return KeyFigures(headline, [(CHECKPOINT_COLUMNS, rows)], remarks)
+    return StageSummary(headline, [(("step", *header(VALIDATION)), rows)], remarks)
 
 
-def _abx(_stage: Stage, figures: Figures) -> KeyFigures:
+def _abx(_stage: Stage, figures: Figures) -> StageSummary:
     rows = [
         [
             "" if row["step"] is None else value(row["step"]),
@@ -206,10 +195,10 @@ def _abx(_stage: Stage, figures: Figures) -> KeyFigures:
     ]
     if dropped := figures["num_dropped_items"]:
         remarks.append(f"{dropped:,} items at the ends of files have no frame and were left out.")
-    return KeyFigures(headline, [(header, rows)], remarks)
+    return StageSummary(headline, [(header, rows)], remarks)
 
 
-def _quality(_stage: Stage, figures: Figures) -> KeyFigures:
+def _quality(_stage: Stage, figures: Figures) -> StageSummary:
     names = ("pnmi", "phone_purity", "cluster_purity")
     units = figures["units"]
     rows = [["units of this iteration", *(fixed(units[name]) for name in names)]]
@@ -231,26 +220,29 @@ def _quality(_stage: Stage, figures: Figures) -> KeyFigures:
         f"Layers are measured on {figures['layers_num_files']:,} of {figures['layers_num_aligned_files']:,} aligned files.",
     ]
     headline = f"PNMI of the units: {fixed(units['pnmi'])} ({units['num_phones']:,} phones)"
-    return KeyFigures(headline, [(header, rows)], remarks)
+    return StageSummary(headline, [(header, rows)], remarks)
 
 
-def _report(stage: Stage, _figures: Figures) -> KeyFigures:
-    findings = read_json(stage.folder / "report.json") or {}
-    row = findings.get("row", {})
-    headline = f"layer {row['layer']} of step {row['step']:,} was chosen" if row else "written"
-    return KeyFigures(
-        headline, remarks=[*findings.get("statements", []), "The page: `report.html` in the folder below."]
-    )
+def _report(stage: Stage, _figures: Figures) -> StageSummary:
+    data = ReportData.load(stage.folder)
+    row = data and data.row
+    headline = f"layer {row.layer} of step {row.step:,} was chosen" if row and row.step is not None else "written"
+    remarks = [*(data.statements if data is not None else ()), "The page: `report.html` in the folder below."]
+    return StageSummary(headline, remarks=remarks)
 
 
-_STAGES: dict[str, Callable[[Stage, Figures], KeyFigures]] = {
-    "manifest": _manifest,
-    "features": _features,
-    "kmeans": _kmeans,
-    "units": _units,
-    "train": _train,
-    "validate": _validate,
-    "abx": _abx,
-    "quality": _quality,
-    "report": _report,
+# How each stage is summarised, and the figures that this needs.
+_STAGES: dict[str, tuple[Callable[[Stage, Figures], StageSummary], Sequence[str]]] = {
+    "manifest": (_manifest, ("num_files", "hours", "num_rejected")),
+    "features": (_features, ("source", "num_files", "hours", "num_frames", "frame_rate")),
+    "kmeans": (_kmeans, ("num_units", "num_unused_units", "num_frames", "mean_squared_distance", "usage_perplexity")),
+    "units": (_units, ("frame_rate", "train")),
+    "train": (
+        _train,
+        ("last", "seconds", "world_size", "epochs", "audio_hours", "num_nonfinite", "device", "checkpoints"),
+    ),
+    "validate": (_validate, ("best", "rows", "unigram_entropy", "majority_accuracy", "num_files", "hours")),
+    "abx": (_abx, ("rows", "num_dropped_items")),
+    "quality": (_quality, ("units", "layers", "num_unmatched_files", "layers_num_files", "layers_num_aligned_files")),
+    "report": (_report, ()),
 }

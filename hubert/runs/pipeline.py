@@ -19,7 +19,7 @@ from hubert.core.paths import RunFolder
 from hubert.core.stage import Stage
 from hubert.data.stage import ManifestStage
 from hubert.evaluation.abx.stage import ABXStage
-from hubert.evaluation.checkpoints import Candidate, list_candidates
+from hubert.evaluation.checkpoints import Checkpoint, build_checkpoints
 from hubert.evaluation.choice import Outcome
 from hubert.evaluation.quality.stage import QualityStage
 from hubert.evaluation.validate import ValidateStage
@@ -202,7 +202,7 @@ class Iteration:
             number=self.number,
             resolved=self.resolved.model_dump(mode="json"),
             stages={stage.name: stage.folder for stage in self.evaluated()},
-            outcome=vars(self.outcome()),
+            outcome=self.outcome(),
             alignments=self.alignments,
         )
 
@@ -238,9 +238,9 @@ class Iteration:
             quality=self.quality.figures() if self.quality else None,
         )
 
-    def candidates(self) -> list[Candidate]:
+    def checkpoints(self) -> list[Checkpoint]:
         """Return the validated checkpoints that the next iteration may start from, by step."""
-        return list_candidates(
+        return build_checkpoints(
             self.outcome(),
             self.validate.figures()["rows"],
             self.abx.figures()["rows"] if self.abx else [],

@@ -15,9 +15,10 @@ from hubert.core.files import read_json, write_text
 from hubert.core.paths import RunFolder
 from hubert.evaluation.choice import Outcome, read_outcome
 from hubert.report import conclusions
-from hubert.report.facts.collect import STAGES, Findings, collect, find_report
+from hubert.report.facts.collect import STAGES, collect
 from hubert.report.facts.example import find_example
 from hubert.report.pages import iteration_page
+from hubert.report.report_data import ReportData, find_report
 from hubert.report.stage import ReportStage, summarise_run
 from hubert.runs.pipeline import Iteration
 from hubert.runs.resolved import Resolved
@@ -41,7 +42,7 @@ def rebuild(folder: RunFolder) -> Rebuilt:
         DataError: no iteration was begun.
     """
     pages: dict[int, Path] = {}
-    unfinished: dict[int, Findings] = {}
+    unfinished: dict[int, ReportData] = {}
     missing: dict[int, list[StageStatus]] = {}
     for number in folder.iterations():
         resolved = settings_of(folder, number)
@@ -73,7 +74,7 @@ def write_report(
         number=number,
         resolved=resolved.model_dump(mode="json"),
         stages=stages,
-        outcome=vars(outcome),
+        outcome=outcome,
         alignments=Iteration(resolved).alignments,
     )
     stage.write_again()
@@ -86,26 +87,27 @@ def write_unfinished(
     resolved: Resolved,
     stages: Mapping[str, Path],
     progress: Sequence[StageStatus],
-) -> tuple[Path, Findings]:
+) -> tuple[Path, ReportData]:
     """Write the page of an iteration that is not finished; return it and its figures."""
     previous = find_report(folder, number - 1)
-    findings = collect(
+    data = collect(
         run=folder.root,
         number=number,
         resolved=resolved.model_dump(mode="json"),
         stages=stages,
         outcome=None,
-        previous=previous and previous[1]["row"],
+        previous=previous and previous[1].row,
     )
     example, missing = None, "The audio has no units yet."
     if "units" in stages and (stages["units"] / "done.json").exists():
         example, missing = find_example(stages["units"] / "tables" / "validation", Iteration(resolved).alignments)
-    findings["example"] = {"missing": missing}
-    if previous is not None and not findings["layers"]:
-        findings["baseline"] = previous[1]["baseline"]  # until this iteration has measured MFCC itself
+    shown: dict[str, Any] = {"example": {"missing": missing}}
+    if previous is not None and not data.layers:
+        shown["baseline"] = previous[1].baseline  # until this iteration has measured MFCC itself
+    data = data.model_copy(update=shown)
     path = folder.unfinished(number)
-    write_text(path, iteration_page(findings, conclusions.explain(findings), stages, example, progress))
-    return path, findings
+    write_text(path, iteration_page(data, conclusions.explain(data), stages, example, progress))
+    return path, data
 
 
 # Which folders ----------------------------------------------------------------------------------------------------
@@ -114,8 +116,8 @@ def write_unfinished(
 def settings_of(folder: RunFolder, number: int) -> Resolved | None:
     """Return what an iteration was asked to do: as its report says, else as its newest start says; None if never begun."""
     report = find_report(folder, number)
-    if report is not None and report[1]["outcome"] == read_json(folder.outcome(number)) and "resolved" in report[1]:
-        return Resolved.model_validate({**report[1]["resolved"], "run": str(folder.root)})
+    if report is not None and report[1].outcome == read_outcome(folder, number) and report[1].resolved:
+        return Resolved.model_validate({**report[1].resolved, "run": str(folder.root)})
     path = folder.settings(number)
     if not path.exists():
         return None
@@ -125,7 +127,7 @@ def settings_of(folder: RunFolder, number: int) -> Resolved | None:
 def find_stages(folder: RunFolder, number: int, resolved: Resolved, outcome: Outcome | None) -> dict[str, Path]:
     """Return the folder of each stage that was begun: those of the report, else by the keys, else the newest ones."""
     report = find_report(folder, number)
-    if report is not None and outcome is not None and report[1]["outcome"] == vars(outcome):
+    if report is not None and outcome is not None and report[1].outcome == outcome:
         keys = (read_json(report[0].parent / "done.json") or {}).get("inputs", {})
         found = {name: _folder_of(folder, number, name, key) for name, key in keys.items()}
         if all(path.is_dir() for path in found.values()):

@@ -114,7 +114,7 @@ def codebook_figures(shards: Sequence[Path], codebook: Codebook) -> Figures:
     share = counts[counts > 0] / counts.sum()
     return {
         "mean_squared_distance": total / int(counts.sum()),
-        "num_empty_units": int((counts == 0).sum()),
+        "num_unused_units": int((counts == 0).sum()),
         "usage_perplexity": float((-(share * share.log()).sum()).exp()),
         "num_frames": int(counts.sum()),
     }

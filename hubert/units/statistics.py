@@ -74,7 +74,7 @@ class UnitStatistics:
             "num_files": self.num_files,
             "num_frames": self.num_frames,
             "num_units": self.num_units,
-            "num_dead_units": int((self.usage == 0).sum()),
+            "num_unused_units": int((self.usage == 0).sum()),
             "unigram_entropy": unigram_entropy,
             "usage_perplexity": float(np.exp(unigram_entropy)),
             "majority_unit": most,

@@ -25,8 +25,9 @@ from hubert.core.errors import (
 )
 from hubert.core.paths import RunFolder
 from hubert.core.stage import Plan, Stage
-from tasks.page.markdown import path_of, table
+from hubert.core.text import markdown_table
 from tasks.page.page import key_of
+from tasks.page.prefect_client import path_of
 from tasks.service.follow import read_family
 from tasks.service.prefect_api import PrefectApi, connect
 
@@ -164,7 +165,7 @@ def build_page(api: PrefectApi, flow_run: Any, error: BaseException | None, mess
     parts = [
         f"## {family[0]['name']} {'failed' if error else 'crashed'}{stage}",
         MARKDOWN.sub(r"\\\1", reason),
-        table(["", ""], rows),
+        markdown_table(["", ""], rows),
         "### What to do",
         "\n".join(f"- {line}" for line in advise(error, find_start(api, family[0]))),
         f"`hubert status {_run_of(flow_run)}` says what of the run is done.",

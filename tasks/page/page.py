@@ -10,7 +10,6 @@ run's name and a digest of its folder, and name the iteration: two runs at once 
 A page is for people: nothing here fails (`tasks.page.prefect_client`).
 """
 
-import base64
 import json
 import re
 import time
@@ -18,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
@@ -29,9 +28,13 @@ from prefect.settings import get_current_settings
 
 from hubert.core.hashing import digest
 from hubert.core.stage import Figures, Stage
-from hubert.report.stage_summary import key_figures
-from tasks.page.markdown import path_of, table
-from tasks.page.prefect_client import SHOW_SECONDS, costs_nothing, reach, run_logger
+from hubert.core.text import markdown_table
+from hubert.report.stage_summary import summarise_stage
+from tasks.page import prefect_client
+from tasks.page.prefect_client import SHOW_SECONDS, costs_nothing, path_of, reach, run_logger
+
+if TYPE_CHECKING:
+    from hubert.report.plots.style import Plot
 
 Kind = Literal["markdown", "table", "progress", "link", "image"]
 
@@ -51,7 +54,6 @@ class Page:
     home: Path | None = None
     stages: dict[str, tuple[str, str, str]] = field(default_factory=dict)  # by name: state, how far it is, address
     links: dict[str, str] = field(default_factory=dict)  # by what they lead to
-    overview: UUID | None = None
     renewed: float = 0.0
 
     def note(self, name: str, state: str, text: str, address: str = "") -> None:
@@ -68,13 +70,10 @@ class Page:
         self.links[what] = f"[{text}]({address})"
         self.renew()
 
-    def renew(self) -> None:
-        """Bring the overview up to date, or show it if the server did not take it before."""
+    def renew(self) -> UUID | None:
+        """Bring the overview up to date; return its artifact's id, None if there is no overview."""
         self.renewed = time.monotonic()
-        if self.overview is not None:
-            renew(self.overview, self.write(), self.describe())
-        elif self.home is not None:
-            self.overview = show("markdown", key_of(self.home, "overview"), self.write(), self.describe())
+        return self.home and show("markdown", key_of(self.home, "overview"), self.write(), self.describe())
 
     def describe(self) -> str:
         """Return the line on the overview's card."""
@@ -88,7 +87,7 @@ class Page:
             (f"[{name}]({address})" if address else name, state, text)
             for name, (state, text, address) in self.stages.items()
         ]
-        stages = [table(("stage", "", "how far it is, or what came out"), rows)] if rows else []
+        stages = [markdown_table(("stage", "", "how far it is, or what came out"), rows)] if rows else []
         links = ["\n".join(f"- {link}" for link in self.links.values())] if self.links else []
         return "\n\n".join([f"**{self.title}**", *stages, *links])
 
@@ -106,9 +105,9 @@ def open_page(home: Path | None = None, title: str = "") -> None:
     """
     page = Page(_own_flow_run(), title, home)
     _here.set(page)
-    page.renew()
-    if page.overview is not None and (ui := get_current_settings().ui_url):
-        run_logger().info("How far this run is, with links: %s/%s/%s", ui, ARTIFACT, page.overview)
+    overview = page.renew()
+    if overview is not None and (ui := get_current_settings().ui_url):
+        run_logger().info("How far this run is, with links: %s/%s/%s", ui, ARTIFACT, overview)
 
 
 @costs_nothing("a link of an earlier start")
@@ -158,12 +157,11 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-_sent: dict[UUID, int] = {}  # what the server has, hashed: an update costs it a write, however little is new
-
-
 @costs_nothing("an artifact")
-def show(kind: Kind, key: str, data: Any, description: str, *, below: bool = False) -> UUID | None:
-    """Show something on the page: what it shows under this key already is replaced.
+def show(
+    kind: Kind, key: str, data: Any, description: str, *, below: bool = False, linked: bool = False
+) -> UUID | None:
+    """Show something on the page, or bring it up to date: there is one card per key. What the server has is not sent again.
 
     Args:
         kind: Prefect's type.
@@ -171,43 +169,38 @@ def show(kind: Kind, key: str, data: Any, description: str, *, below: bool = Fal
         data: as Prefect wants it for this type.
         description: the line on the card.
         below: on the page of the flow that does the work, not on that of the iteration.
+        linked: the overview links to it.
 
     Returns:
-        The artifact's id for `renew`; None if the server did not take it.
+        The artifact's id; None if the server did not take it, which the next call tries again.
     """
-    opened = _here.get()
-    page = _own_flow_run() if below or opened is None else opened.flow_run
-    with reach() as client:
-        wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[key]))
-        if page is not None:
-            wanted.flow_run_id = ArtifactFilterFlowRunId(any_=[page])
-        found = client.read_artifacts(artifact_filter=wanted, limit=1) if page is not None else []
-        if not found:
-            made = ArtifactCreate(key=key, type=kind, description=description, data=data, flow_run_id=page)
-            artifact = client.create_artifact(made).id
-    if found:
-        artifact = found[0].id
-        _sent[artifact] = hash((str(found[0].data), found[0].description))
-        renew(artifact, data, description)
-    else:
-        _sent[artifact] = hash((str(data), description))
+    page = _here.get()
+    flow_run = _own_flow_run() if below or page is None else page.flow_run
+    cards, new = prefect_client.state.cards, hash((str(data), description))
+    artifact, sent = cards.get((flow_run, key), (None, 0))
+    if artifact is None and flow_run is not None:
+        with reach() as client:
+            wanted = ArtifactFilter(
+                key=ArtifactFilterKey(any_=[key]), flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run])
+            )
+            for found in client.read_artifacts(artifact_filter=wanted, limit=1):
+                artifact, sent = found.id, hash((str(found.data), found.description))
+    if artifact is None or sent != new:
+        with reach() as client:
+            if artifact is None:
+                made = ArtifactCreate(key=key, type=kind, description=description, data=data, flow_run_id=flow_run)
+                artifact = client.create_artifact(made).id
+            else:
+                update = ArtifactUpdate(data=data, description=description).model_dump(mode="json", exclude_unset=True)
+                # Not `update_artifact`: it also sends an event with all of the data, which the server keeps.
+                client.request("PATCH", "/artifacts/{id}", json=update, path_params={"id": artifact})
+    cards[flow_run, key] = artifact, new
+    if linked and page is not None:
+        page.link(key, address_of(artifact), description)
     return artifact
 
 
-@costs_nothing("what is new in an artifact")
-def renew(artifact: UUID, data: Any, description: str) -> None:
-    """Bring something that is shown up to date, if it is not; if the server does not answer, the next time will do."""
-    new = hash((str(data), description))
-    if _sent.get(artifact) == new:
-        return
-    content = ArtifactUpdate(data=data, description=description).model_dump(mode="json", exclude_unset=True)
-    with reach() as client:
-        # Not `update_artifact`: it also sends an event with all of the data, which the server keeps.
-        client.request("PATCH", "/artifacts/{id}", json=content, path_params={"id": artifact})
-    _sent[artifact] = new
-
-
-@costs_nothing("the figures of a finished stage")
+@costs_nothing("the figures of a finished stage", lambda stage, *_: stage.label)
 def show_stage(stage: Stage, figures: Figures, name: str = "") -> None:
     """Show a finished stage: one sentence, its key figures in words and units, and where it is.
 
@@ -216,19 +209,18 @@ def show_stage(stage: Stage, figures: Figures, name: str = "") -> None:
         figures: its figures.
         name: in the key and the title, where the stage's own does not tell it from another of the run.
     """
-    found = key_figures(stage, figures)
-    tables = [table(header, rows) for header, rows in found.tables]
+    summary = summarise_stage(stage, figures)
     label = name or stage.label
-    parts = [f"**{label}: {found.headline}**", *tables, *found.remarks, f"`{stage.folder}`"]
+    parts = [f"**{label}: {summary.headline}**", *summary.as_markdown(), f"`{stage.folder}`"]
     key = key_of(stage.parent, slug(name or stage.name))
-    artifact = show("markdown", key, "\n\n".join(parts), found.headline)
-    note(label, DONE, found.headline, address_of(artifact))
+    artifact = show("markdown", key, "\n\n".join(parts), summary.headline)
+    note(label, DONE, summary.headline, address_of(artifact))
 
 
 @costs_nothing("a table")
 def show_table(home: Path, what: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
     """Show rows under their columns' names."""
-    _show_linked("table", key_of(home, what), json.dumps(list(rows)), description)
+    show("table", key_of(home, what), json.dumps(list(rows)), description, linked=True)
 
 
 @costs_nothing("a link")
@@ -242,16 +234,10 @@ def show_link(home: Path, what: str, address: str, text: str) -> None:
 
 
 @costs_nothing("a picture")
-def show_picture(home: Path, what: str, svg: str, description: str) -> None:
-    """Show a picture that stands alone (`hubert.report.plots.style.standalone`)."""
-    address = f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+def show_picture(home: Path, what: str, plot: "Plot", description: str) -> None:
+    """Show a plot."""
+    address = plot.address
     if len(address) > MAX_PICTURE:
         run_logger().info("%s: a picture of %d bytes is left out here; the report has it", what, len(address))
         return
-    _show_linked("image", key_of(home, f"picture-{what}"), address, description)
-
-
-def _show_linked(kind: Kind, key: str, data: str, description: str) -> None:
-    artifact = show(kind, key, data, description)
-    if (page := _here.get()) is not None and (address := address_of(artifact)):
-        page.link(key, address, description)
+    show("image", key_of(home, f"picture-{what}"), address, description, linked=True)

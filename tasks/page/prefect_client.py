@@ -11,12 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID
 
 import httpx
 from prefect import get_run_logger
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import MissingContextError
-from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, PREFECT_UI_URL, temporary_settings
 
 from hubert.core.errors import first_line
 
@@ -37,9 +39,11 @@ class _State:
     silent_until: float = 0.0
     is_away: bool = False
     said: set[tuple[str, str, str]] = field(default_factory=set)  # whose, what, kind of error
+    # What stands on the page of each flow run, by key: the artifact's id, and a hash of what the server has of it.
+    cards: dict[tuple[UUID | None, str], tuple[UUID, int]] = field(default_factory=dict)
 
 
-_state = _State()
+state = _State()
 
 
 def run_logger() -> "logging.Logger | logging.LoggerAdapter[Any]":
@@ -50,8 +54,15 @@ def run_logger() -> "logging.Logger | logging.LoggerAdapter[Any]":
         return logging.getLogger(__name__)
 
 
-def costs_nothing[**P, R](what: str) -> Callable[[Callable[P, R]], Callable[P, R | None]]:
-    """Let a function that only shows something never fail: one warning says what could not be shown, and it returns None."""
+def costs_nothing[**P, R](
+    what: str, label: Callable[P, str] | None = None
+) -> Callable[[Callable[P, R]], Callable[P, R | None]]:
+    """Let a function that only shows something never fail: one warning names what could not be shown, and it returns None.
+
+    Args:
+        what: is shown, for the warning.
+        label: returns the name of the stage that it is about, from the function's arguments; None: it is about the run.
+    """
 
     def decorate(show: Callable[P, R]) -> Callable[P, R | None]:
         @wraps(show)
@@ -61,11 +72,7 @@ def costs_nothing[**P, R](what: str) -> Callable[[Callable[P, R]], Callable[P, R
             except UnreachedError:
                 return None
             except Exception as error:  # noqa: BLE001  (showing must not end what is shown)
-                _warn(
-                    next((label for one in args if isinstance(label := getattr(one, "label", None), str)), ""),
-                    what,
-                    error,
-                )
+                _warn(label(*args, **kwargs) if label is not None else "", what, error)
                 return None
 
         return guarded
@@ -75,12 +82,20 @@ def costs_nothing[**P, R](what: str) -> Callable[[Callable[P, R]], Callable[P, R
 
 def _warn(whose: str, what: str, error: Exception) -> None:
     kind = type(error).__name__
-    level = logging.DEBUG if (whose, what, kind) in _state.said else logging.WARNING
-    _state.said.add((whose, what, kind))
+    level = logging.DEBUG if (whose, what, kind) in state.said else logging.WARNING
+    state.said.add((whose, what, kind))
     place = f"{whose}: " if whose else ""
     run_logger().log(
         level, "%sthe run's page does not show %s (%s: %s); the work goes on", place, what, kind, first_line(error)
     )
+
+
+def path_of(page: str, identity: Any) -> str:
+    """Return where a page of Prefect is (`runs/flow-run`, `artifacts/artifact`), for a link on another page of Prefect.
+
+    Without host and port: the browser may have others for the server than this process (`ssh -L`, a proxy).
+    """
+    return f"{urlsplit(PREFECT_UI_URL.value() or '').path.rstrip('/')}/{page}/{identity}"
 
 
 @contextmanager
@@ -101,7 +116,7 @@ def reach() -> Iterator[SyncPrefectClient]:
     Raises:
         UnreachedError: the server does not answer, or did not in the last minute.
     """
-    if time.monotonic() < _state.silent_until:
+    if time.monotonic() < state.silent_until:
         raise UnreachedError
     try:
         with connect() as client:
@@ -109,9 +124,9 @@ def reach() -> Iterator[SyncPrefectClient]:
     except httpx.HTTPError as error:
         if isinstance(error, httpx.HTTPStatusError) and not error.response.is_server_error:
             raise  # an answer
-        _state.silent_until = time.monotonic() + SILENT_SECONDS
-        if not _state.is_away:
-            _state.is_away = True
+        state.silent_until = time.monotonic() + SILENT_SECONDS
+        if not state.is_away:
+            state.is_away = True
             run_logger().warning(
                 "The run's page does not show what is new: Prefect does not answer (%s: %s). The work goes on; the page is "
                 "tried again every %.0f s",
@@ -120,4 +135,4 @@ def reach() -> Iterator[SyncPrefectClient]:
                 SILENT_SECONDS,
             )
         raise UnreachedError from error
-    _state.is_away = False
+    state.is_away = False

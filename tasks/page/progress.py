@@ -2,15 +2,19 @@
 
 import time
 from collections.abc import Collection
-from uuid import UUID
+from typing import Any
 
 from hubert.core.stage import Plan, Stage
 from hubert.runs.progress import Progress, Receipts, measure
-from tasks.page.page import AT_WORK, STOPPED, key_of, note, renew, show, slug
+from tasks.page.page import AT_WORK, STOPPED, key_of, note, show, slug
 from tasks.page.prefect_client import SHOW_SECONDS, costs_nothing
 
 LOOK_SECONDS = 4.0  # between two listings of the receipts
 BAR = "the progress bar"
+
+
+def _label(bar: "Bar", *_args: Any, **_options: Any) -> str:
+    return bar.label
 
 
 class Bar:
@@ -22,11 +26,10 @@ class Bar:
         self._key = key_of(stage.parent, f"{slug(name or stage.name)}-progress")
         self._progress: Progress | None = None
         self._receipts: Receipts | None = None
-        self._artifact: UUID | None = None
         self._looked = self._sent = time.monotonic()
         self._open(stage, plan)
 
-    @costs_nothing(BAR)
+    @costs_nothing(BAR, _label)
     def _open(self, stage: Stage, plan: Plan) -> None:
         missing = stage.missing(plan)
         self._progress = Progress(measure(stage, plan), set(range(len(plan))).difference(missing))
@@ -34,7 +37,7 @@ class Bar:
         self._progress.look(self._looked, ())
         self._send(self._progress, self._progress.describe())
 
-    @costs_nothing(BAR)
+    @costs_nothing(BAR, _label)
     def look(self, waits_for: str = "") -> None:
         """Look what got done, every few seconds at most; `waits_for` is what the work waits for while no worker is there."""
         now = time.monotonic()
@@ -52,7 +55,7 @@ class Bar:
             self._progress.done.update(done)
         self.look()
 
-    @costs_nothing(BAR)
+    @costs_nothing(BAR, _label)
     def end(self) -> None:
         """Fill the bar: the stage is finished."""
         if self._progress is not None:
@@ -60,7 +63,7 @@ class Bar:
             self._progress.look(time.monotonic(), count)
             self._send(self._progress, self._progress.describe_end())
 
-    @costs_nothing(BAR)
+    @costs_nothing(BAR, _label)
     def stop(self) -> None:
         """Leave the bar where it is: the stage has failed."""
         if self._progress is None:
@@ -69,7 +72,7 @@ class Bar:
         self._progress.look(time.monotonic(), self._new())
         self._send(self._progress, f"stopped at {self._progress.describe_amount()}", STOPPED)
 
-    @costs_nothing("which shards are done")
+    @costs_nothing("which shards are done", _label)
     def _found(self) -> set[int]:
         return self._receipts.new() if self._receipts is not None else set()
 
@@ -78,8 +81,5 @@ class Bar:
 
     def _send(self, progress: Progress, text: str, state: str = AT_WORK) -> None:
         self._sent = time.monotonic()
-        if self._artifact is None:  # also if the server did not take it before
-            self._artifact = show("progress", self._key, progress.percent, text, below=True)
-        else:
-            renew(self._artifact, progress.percent, text)
+        show("progress", self._key, progress.percent, text, below=True)
         note(self.label, state, text)

@@ -26,7 +26,8 @@ from requests.exceptions import RequestException
 
 from hubert.core.hashing import digest
 from hubert.core.paths import RunFolder
-from hubert.evaluation.checkpoints import Candidate
+from hubert.evaluation.checkpoints import Checkpoint
+from hubert.evaluation.columns import CHECKPOINT, column
 from hubert.runs.pipeline import Iteration
 from hubert.training.stage import TrainStage
 
@@ -117,34 +118,28 @@ class Tracker:
         self._ids, self._sent = None, {}
         return self.ids()[1]
 
-    def log_checkpoints(self, rows: Sequence[Mapping[str, Any]], candidates: Sequence[Candidate]) -> dict[str, str]:
-        """Make each validated checkpoint an entry with its losses, and ABX of its best layer where it was scored.
-
-        Args:
-            rows: of the validation, with `step, path, sha256`.
-            candidates: the same checkpoints, with what was measured of their layers.
+    def log_checkpoints(self, checkpoints: Sequence[Checkpoint]) -> dict[str, str]:
+        """Make each validated checkpoint an entry with its losses, and the scores of its layer where they were measured.
 
         Returns:
             The entries' ids by the weights' sha256.
         """
         experiment_id, run_id = self.ids()
         known = {model.tags.get("sha256", ""): model for model in self._entries(experiment_id, run_id)}
-        offered = {candidate.sha256: candidate for candidate in candidates}
         points: list[Metric] = []
         now = int(1000 * time.time())
-        for row in rows:
-            model = known.get(row["sha256"]) or self._create_entry(row, experiment_id, run_id)
+        for one in checkpoints:
+            model = known.get(one.sha256) or self._create_entry(one, experiment_id, run_id)
             if model.status != LoggedModelStatus.READY:  # the answer to the last of its requests was lost
                 self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-            known[row["sha256"]] = model
-            candidate = offered[row["sha256"]]
-            tags = {"layer": str(candidate.layer), "layer_why": candidate.why}
+            known[one.sha256] = model
+            tags = {"layer": str(one.layer), "layer_why": one.why}
             if changed := {name: value for name, value in tags.items() if model.tags.get(name) != value}:
                 self.client.set_logged_model_tags(model.model_id, changed)
             has = {metric.key: metric.value for metric in model.metrics or []}
             points += [
-                Metric(name, value, now, row["step"], model_id=model.model_id, run_id=run_id)
-                for name, value in entry_metrics(row, candidate).items()
+                Metric(name, value, now, one.step, model_id=model.model_id, run_id=run_id)
+                for name, value in entry_metrics(one).items()
                 if has.get(name) != value
             ]
         for start in range(0, len(points), BATCH):
@@ -154,24 +149,24 @@ class Tracker:
     def _entries(self, experiment_id: str, run_id: str) -> list[LoggedModel]:
         return mlflow.search_logged_models([experiment_id], f"source_run_id = '{run_id}'", output_format="list")
 
-    def _create_entry(self, row: Mapping[str, Any], experiment_id: str, run_id: str) -> LoggedModel:
+    def _create_entry(self, one: Checkpoint, experiment_id: str, run_id: str) -> LoggedModel:
         return mlflow.create_external_model(
-            name=f"{self.stage.parent.name}-step-{row['step']:08d}",
+            name=f"{self.stage.parent.name}-{one.name}",
             experiment_id=experiment_id,
             source_run_id=run_id,
             model_type="hubert",
-            params={"step": str(row["step"]), "num_layers": str(row["num_layers"])},
-            tags={"checkpoint_path": row["path"], "sha256": row["sha256"], **self.tags},
+            params={"step": str(one.step), "num_layers": str(one.num_layers)},
+            tags={"checkpoint_path": one.checkpoint, "sha256": one.sha256, **self.tags},
         )
 
-    def upload(self, rows: Sequence[Mapping[str, Any]], entries: Mapping[str, str]) -> None:
+    def upload(self, checkpoints: Sequence[Checkpoint], entries: Mapping[str, str]) -> None:
         """Copy the weights of checkpoints to the artifacts of their entries; what is there already is not sent again."""
-        for row in rows:
-            model_id = entries[row["sha256"]]
+        for one in checkpoints:
+            model_id = entries[one.sha256]
             there = {file.path for file in self.client.list_logged_model_artifacts(model_id)}
             for name in WEIGHTS:  # the weights last, so that they are there only if all is
                 if name not in there:
-                    self.client.log_model_artifact(model_id, str(Path(row["path"]) / name))
+                    self.client.log_model_artifact(model_id, str(Path(one.checkpoint) / name))
 
     def log_scores(
         self, scores: Mapping[str, float], tags: Mapping[str, str], artifacts: Mapping[Path, str], *, step: int
@@ -248,15 +243,10 @@ def page_of(experiment_id: str, page: str) -> str:
     return f"{mlflow.get_tracking_uri().rstrip('/')}/#/experiments/{experiment_id}/{page}"
 
 
-def entry_metrics(row: Mapping[str, Any], candidate: Candidate) -> dict[str, float]:
-    """Return the figures of a checkpoint's entry: its validation, and its best layer's ABX where it was scored."""
-    constant = ("step", "num_layers", "num_files", "num_frames")  # in the way of what differs
-    names = (name for name in row if name not in constant)
-    metrics = {name: float(row[name]) for name in names if isinstance(row[name], int | float)}
-    if (best := candidate.best_layer) is not None:
-        rates = {"abx_within_best_layer": best.within, "abx_across_best_layer": best.across}
-        metrics |= {name: value for name, value in rates.items() if value is not None}
-    return metrics
+def entry_metrics(checkpoint: Checkpoint) -> dict[str, float]:
+    """Return the figures of a checkpoint's entry, as they are stored; its step and its layer stand beside them."""
+    figures = {key: column(key).read(checkpoint) for key in CHECKPOINT if key not in ("step", "layer")}
+    return {key: float(figure) for key, figure in figures.items() if figure is not None}
 
 
 def tracker_of(iteration: Iteration) -> Tracker | None:

@@ -16,13 +16,13 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from hubert.core.errors import ConfigError, TransientError, first_line
-from hubert.core.files import read_json
 from hubert.core.paths import RunFolder
-from hubert.evaluation.checkpoints import ALIAS, FORM, Candidate, Pick, write_comparison
+from hubert.evaluation.checkpoints import ALIAS, FORM, Checkpoint, Pick
 from hubert.evaluation.choice import Outcome
+from hubert.evaluation.columns import CHECKPOINT, CHECKPOINT_IN_BRIEF, describe, write_csv
 from hubert.model.weights import check_weights
 from hubert.report.plots.curves import draw_iteration
-from hubert.report.plots.style import standalone
+from hubert.report.report_data import ReportData
 from hubert.runs.pipeline import Iteration
 from tasks.tracking.mirror import FOLDER_MARK, OUTAGE, Tracker, experiment_of, mark_of
 
@@ -58,47 +58,43 @@ def log_evaluation(iteration: Iteration, tracker: Tracker) -> str:
 
 
 def _log_evaluation(iteration: Iteration, tracker: Tracker) -> None:
-    outcome, candidates = iteration.outcome(), iteration.candidates()
-    rows = iteration.validate.figures()["rows"]
-    entries = tracker.log_checkpoints(rows, candidates)
+    outcome, checkpoints = iteration.outcome(), iteration.checkpoints()
+    entries = tracker.log_checkpoints(checkpoints)
     if iteration.settings.tracking.upload:
-        tracker.upload(rows, entries)
-    register(tracker, iteration.number, candidates, entries, outcome)
+        tracker.upload(checkpoints, entries)
+    register(tracker, iteration.number, checkpoints, entries, outcome)
     tags = {"chosen_step": str(outcome.step), "chosen_layer": str(outcome.layer), "chosen_because": outcome.why}
     tags |= {"teacher": iteration.resolved.chosen, "teacher_chosen_by": iteration.resolved.chosen_by}
     with TemporaryDirectory() as scratch:
         files = artifacts_of(iteration, Path(scratch))
         # MLflow's Models page cannot sort by a metric (3.17); its page of a CSV file can.
-        files[write_comparison(candidates, Path(scratch) / "checkpoints.csv")] = ""
-        tracker.log_scores(scores_of(iteration, outcome), tags, files, step=outcome.step)
+        files[write_csv(Path(scratch) / "checkpoints.csv", CHECKPOINT, checkpoints)] = ""
+        tracker.log_scores(scores_of(iteration), tags, files, step=outcome.step)
 
 
-def scores_of(iteration: Iteration, outcome: Outcome) -> dict[str, float]:
-    """Return the figures that the iteration is judged by, by name."""
-    scores: dict[str, float] = {}
+def scores_of(iteration: Iteration) -> dict[str, float]:
+    """Return what a checkpoint's figures are compared with, by name: MFCC's ABX, the units' entropy and their PNMI."""
+    validation = iteration.validate.figures()
+    scores: dict[str, float | None] = {name: validation[name] for name in ("unigram_entropy", "majority_accuracy")}
     if iteration.abx is not None:
-        for row in iteration.abx.figures()["rows"]:
-            if row["layer"] in (0, outcome.layer) and row["step"] in (None, outcome.step):
-                name = "mfcc" if row["layer"] == 0 else "best_layer"
-                scores |= {f"abx_{speaker}_{name}": row["reported"][speaker] for speaker in ("within", "across")}
+        mfcc = next((row["reported"] for row in iteration.abx.figures()["rows"] if not row["layer"]), {})
+        scores |= {f"abx_{speaker}_mfcc": mfcc.get(speaker) for speaker in ("within", "across")}
     if iteration.quality is not None:
         figures = iteration.quality.figures()["units"]
         scores |= {f"units_{name}": figures[name] for name in ("pnmi", "phone_purity", "cluster_purity")}
-    validation = iteration.validate.figures()
-    scores |= {name: validation[name] for name in ("unigram_entropy", "majority_accuracy")}
     return {name: value for name, value in scores.items() if value is not None}
 
 
 def artifacts_of(iteration: Iteration, scratch: Path) -> dict[Path, str]:
     """Return the files that the MLflow run shows, each with its folder there: report, plots, settings, choice.
 
-    The plots are the report's, each as a picture of its own; they are drawn into `scratch`.
+    The plots are the report's, drawn into `scratch`.
     """
     folder = iteration.report.folder
-    findings = read_json(folder / "report.json") or {}
     stages = {stage.name: stage.folder for stage in iteration.evaluated()}
-    for name, plot in draw_iteration(findings, stages).items():
-        (scratch / f"{name}.svg").write_text(standalone(plot), encoding="utf-8")
+    data = ReportData.load(folder)
+    for name, plot in draw_iteration(data, stages).items() if data is not None else ():
+        (scratch / f"{name}.svg").write_text(plot.svg, encoding="utf-8")
     files = {folder / name: "" for name in ("report.html", "report.json")}
     files |= {iteration.folder.settings(iteration.number): "", iteration.folder.choice(iteration.number): ""}
     files |= dict.fromkeys(sorted(scratch.glob("*.svg")), "plots")
@@ -106,22 +102,22 @@ def artifacts_of(iteration: Iteration, scratch: Path) -> dict[Path, str]:
 
 
 def register(
-    tracker: Tracker, number: int, candidates: Sequence[Candidate], entries: Mapping[str, str], outcome: Outcome
+    tracker: Tracker, number: int, checkpoints: Sequence[Checkpoint], entries: Mapping[str, str], outcome: Outcome
 ) -> None:
     """Make each checkpoint a version of the iteration's registered model, and set the aliases that are the service's."""
     client = tracker.client
     model = find_registered(client, tracker.folder, number) or create_registered(client, tracker, number)
     versions = {version.tags.get("sha256", ""): version for version in versions_of(client, model.name)}
-    for candidate in candidates:
-        tags = version_tags(candidate)
-        version = versions.get(candidate.sha256)
+    for one in checkpoints:
+        tags = version_tags(one)
+        version = versions.get(one.sha256)
         if version is None:
-            entry = entries[candidate.sha256]
-            versions[candidate.sha256] = client.create_model_version(
+            entry = entries[one.sha256]
+            versions[one.sha256] = client.create_model_version(
                 model.name,
                 f"models:/{entry}",
                 tags=tags,
-                description=f"`{candidate.checkpoint}`",
+                description=f"`{one.checkpoint}`",
                 await_creation_for=0,
                 model_id=entry,
             )
@@ -140,19 +136,11 @@ def register(
         client.set_registered_model_tag(model.name, SET_BY_SERVICE, best)
 
 
-def version_tags(candidate: Candidate) -> dict[str, str]:
-    """Return what a version says of itself: the registry shows no metrics, so they stand here."""
-    tags = {
-        "step": str(candidate.step),
-        "sha256": candidate.sha256,
-        "masked_loss": f"{candidate.masked_loss:.4f}",
-        "masked_accuracy": f"{candidate.masked_accuracy:.4f}",
-        "layer": str(candidate.layer),
-    }
-    if (best := candidate.best_layer) is not None:
-        rates = {"abx_within": best.within, "abx_across": best.across}
-        tags |= {name: f"{value:.2f} %" for name, value in rates.items() if value is not None}
-    return tags
+def version_tags(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the figures of a version: the registry shows no metrics, so they stand here as text."""
+    figures = {key: describe([key], checkpoint, label=False) for key in CHECKPOINT_IN_BRIEF}
+    tags = figures | {"step": str(checkpoint.step), "sha256": checkpoint.sha256}
+    return {name: text for name, text in tags.items() if text}
 
 
 def find_registered(client: MlflowClient, folder: RunFolder, number: int) -> RegisteredModel | None:

@@ -101,7 +101,7 @@ def test_one_file_is_followed_from_disk_to_the_report(finished):
 def test_the_reports_figures_sound_units_and_phones_are_those_of_the_files(finished):
     corpus, (_, second) = finished
     html = (second.report.folder / "report.html").read_text()
-    losses = {row["step"]: row["masked_loss"] for row in second.validate.figures()["rows"]}
+    losses = {row["step"]: row["validation_loss"] for row in second.validate.figures()["rows"]}
     shown = re.findall(r'<tr[^>]*>\s*<th scope="row">(\d+)</th>\s*<td>([\d.]+)</td>', html)
     assert {int(step): loss for step, loss in shown} == {step: f"{loss:.3f}" for step, loss in losses.items()}
 
@@ -145,7 +145,7 @@ def test_the_next_iteration_starts_from_what_the_report_says_was_chosen(finished
     rows = [row for row in first.abx.figures()["rows"] if row["layer"]]
     best = min(rows, key=lambda row: row["all"]["across"])
     assert second.source.layer == best["layer"]
-    losses = {row["step"]: row["masked_loss"] for row in first.validate.figures()["rows"]}
+    losses = {row["step"]: row["validation_loss"] for row in first.validate.figures()["rows"]}
     assert read_outcome(first.folder, 1).step == min(losses, key=losses.get)
 
 

@@ -14,17 +14,18 @@ from hubert.evaluation.checkpoints import (
     Pick,
     find_run_checkpoint,
     pick_of,
-    read_candidates,
-    write_comparison,
+    read_checkpoints,
 )
 from hubert.evaluation.choice import Outcome, choose_layer
-from hubert.report.facts.collect import checkpoint_table, iteration_row, layer_table
-from hubert.report.stage_summary import key_figures
+from hubert.evaluation.columns import CHECKPOINT, LAYER_SCORES, describe, write_csv
+from hubert.report.facts.collect import iteration_row, layer_table
+from hubert.report.stage_summary import summarise_stage
+from hubert.runs.pipeline import Iteration
 from hubert.runs.resolve import choose_source
 from hubert.settings.recipe import IterationSettings
 from hubert.settings.sections import FeatureSettings
 from tasks.choice import checkpoint_row
-from tasks.teacher import candidate_table, describe_scores
+from tasks.teacher import checkpoint_table
 from tasks.tracking.mirror import entry_metrics
 from tasks.tracking.registry import scores_of, version_tags
 from tests.support.offered import write_offered
@@ -44,7 +45,7 @@ def choose(offered, **wishes):
 
 
 def test_a_runs_iteration_stands_for_what_it_chose_and_a_step_for_that_checkpoint(offered):
-    best, first = offered.candidates[-1], offered.candidates[0]
+    best, first = offered.checkpoints[-1], offered.checkpoints[0]
     for name, wanted in (("mine/it1", best), ("mine/it1/step-00000004", first), ("mine/it1/step-4", first)):
         source, why, by = choose(offered, teacher=name)
         assert (source.checkpoint, source.sha256, source.layer) == (wanted.checkpoint, wanted.sha256, 2)
@@ -64,9 +65,9 @@ def test_the_layer_of_the_form_wins_and_the_choice_says_so(offered):
 
 
 def test_what_somebody_picked_wins_over_the_outcome(offered):
-    pick = pick_of(offered.candidates[0], 1, ANSWER, "a person answered: step 4")
+    pick = pick_of(offered.checkpoints[0], 1, ANSWER, "a person answered: step 4")
     source, why, by = choose(offered, pick=pick)
-    assert (source.checkpoint, by) == (offered.candidates[0].checkpoint, ANSWER)
+    assert (source.checkpoint, by) == (offered.checkpoints[0].checkpoint, ANSWER)
     assert why == "a person answered: step 4; layer 2: its layers were not scored"
     assert choose(offered, pick=pick, layer=1)[2] == FORM
 
@@ -89,7 +90,7 @@ def test_a_teacher_that_is_not_there_is_refused_with_what_there_is(offered, teac
 
 
 def test_an_iteration_that_is_not_finished_offers_nothing_and_says_what_to_do(offered):
-    offered.folder.candidates(1).unlink()
+    offered.folder.checkpoints(1).unlink()
     with pytest.raises(ConfigError, match=r"not finished\. Fix: run iteration 1"):
         find_run_checkpoint("mine/it1/step-00000004")
     offered.folder.outcome(1).unlink()
@@ -98,10 +99,10 @@ def test_an_iteration_that_is_not_finished_offers_nothing_and_says_what_to_do(of
             choose(offered, teacher=teacher)
 
 
-def test_candidates_are_read_as_they_were_written(offered):
-    assert read_candidates(offered.folder, 1) == offered.candidates
-    assert offered.candidates[-1].best_layer == LayerScores(2, 10.0, 20.0, 0.2)
-    assert offered.candidates[0].best_layer is None
+def test_checkpoints_are_read_as_they_were_written(offered):
+    assert read_checkpoints(offered.folder, 1) == offered.checkpoints
+    assert offered.checkpoints[-1].best_layer == LayerScores(layer=2, abx_within=10.0, abx_across=20.0, pnmi=0.2)
+    assert offered.checkpoints[0].best_layer is None
 
 
 def test_names_of_other_kinds_are_left_to_others(offered):
@@ -138,7 +139,7 @@ def test_where_half_of_the_items_choose_every_place_shows_the_abx_of_the_other_h
         "path": "p/step-400",
         "sha256": "a",
         "num_layers": 2,
-        "masked_loss": 3.5,
+        "validation_loss": 3.5,
         "masked_accuracy": 0.25,
     }
     validation = {"rows": [best], "best": best, "unigram_entropy": 4.0, "majority_accuracy": 0.1}
@@ -150,19 +151,18 @@ def test_where_half_of_the_items_choose_every_place_shows_the_abx_of_the_other_h
         validate=SimpleNamespace(figures=lambda: validation),
         outcome=lambda: outcome,
     )
-    (candidate,) = iteration.candidates()
-    assert candidate.layer == 2
+    (checkpoint,) = Iteration.checkpoints(iteration)
+    assert checkpoint.layer == 2
 
-    layers = layer_table(abx, {}, vars(outcome))
-    assert iteration_row(1, layers, validation, vars(outcome))["abx_across"] == 27.25  # the report
-    assert checkpoint_table(validation, abx, vars(outcome))[0]["abx_across"] == 27.25
-    assert "ABX across 27.25 %" in describe_scores(candidate.best_layer)  # the form
-    assert "27.25" in candidate_table([candidate])
-    assert checkpoint_row(candidate, outcome)["ABX across (%)"] == "27.25"  # the page in Prefect
-    assert key_figures(iteration.abx, abx).headline.startswith("lowest ABX error across speakers: 27.25 %, layer 2")
-    table = pl.read_csv(write_comparison([candidate], tmp_path / "checkpoints.csv"))
+    layers = layer_table(abx, {}, outcome)
+    assert iteration_row(1, layers, validation, outcome).abx_across == 27.25  # the report
+    assert checkpoint.abx_across == 27.25
+    assert "ABX across 27.25 %" in describe(LAYER_SCORES, checkpoint.best_layer)  # the form
+    assert "27.25" in checkpoint_table([checkpoint])
+    assert checkpoint_row(checkpoint, outcome)["ABX across (%)"] == "27.25"  # the page in Prefect
+    assert summarise_stage(iteration.abx, abx).headline.startswith("lowest ABX error across speakers: 27.25 %, layer 2")
+    table = pl.read_csv(write_csv(tmp_path / "checkpoints.csv", CHECKPOINT, [checkpoint]))
     assert (table["ABX across (%)"][0], table["ABX within (%)"][0]) == (27.25, 26.25)
-    assert scores_of(iteration, outcome)["abx_across_best_layer"] == 27.25  # MLflow
-    assert scores_of(iteration, outcome)["abx_across_mfcc"] == 41.0
-    assert entry_metrics(best, candidate)["abx_across_best_layer"] == 27.25
-    assert version_tags(candidate)["abx_across"] == "27.25 %"
+    assert scores_of(iteration)["abx_across_mfcc"] == 41.0  # MLflow
+    assert entry_metrics(checkpoint)["abx_across"] == 27.25
+    assert version_tags(checkpoint)["abx_across"] == "27.25 %"

@@ -334,7 +334,7 @@ def test_figures_equal_slow_definitions(files: list[list[tuple[str, int]]]) -> N
     used = Counter(unit for _, unit in pairs)
     usage = quality.usage.figures()
     assert usage["num_frames"] == len(pairs)
-    assert usage["num_dead_units"] == sum(unit not in used for unit in range(7))
+    assert usage["num_unused_units"] == sum(unit not in used for unit in range(7))
     assert usage["majority_share"] == max(used.values()) / len(pairs)
     probabilities = [count / len(pairs) for count in used.values()]
     assert usage["unigram_entropy"] == pytest.approx(-sum(p * math.log(p) for p in probabilities), abs=1e-12)
@@ -488,7 +488,7 @@ def test_units_without_alignments_still_have_usage_figures() -> None:
     figures = quality.figures()
     assert quality.usage.usage.tolist() == [2, 3, 0, 1]
     assert figures["num_files"] == 3
-    assert (figures["majority_unit"], figures["majority_share"], figures["num_dead_units"]) == (1, 0.5, 1)
+    assert (figures["majority_unit"], figures["majority_share"], figures["num_unused_units"]) == (1, 0.5, 1)
     assert (figures["mean_run_length"], figures["mean_run_seconds"]) == (1.5, 0.015)
     assert "pnmi" not in figures
     json.dumps(figures)

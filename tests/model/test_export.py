@@ -197,7 +197,7 @@ def test_a_run_is_exported_with_a_card_that_tells_its_figures(run, tmp_path, cap
     assert "# my-run, iteration 2" in card
     assert f"| layer to use | {outcome['layer']}: {outcome['why']} |" in card
     assert f"`{outcome['sha256']}`" in card
-    assert f"| validation loss, masked frames (nats) | {report['row']['validation_loss']:.3f} |" in card
+    assert f"| validation loss (nats) | {report['row']['validation_loss']:.3f} |" in card
     assert "| audio | 0.68 hours in 420 files |" in card
     for row in report["layers"]:
         name = f"**{row['name']}**" if row["chosen"] else row["name"]

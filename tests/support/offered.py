@@ -3,13 +3,12 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from hubert.core.hashing import file_digest
 from hubert.core.paths import RunFolder
-from hubert.evaluation.checkpoints import Candidate, LayerScores, save_candidates
+from hubert.evaluation.checkpoints import Checkpoint, LayerScores, save_checkpoints
 from hubert.evaluation.choice import Outcome
 from hubert.model.hubert import HuBERT
 from hubert.settings.model import build_config
@@ -27,8 +26,7 @@ class Offered:
 
     folder: RunFolder
     stage: TrainStage
-    rows: list[dict[str, Any]]
-    candidates: list[Candidate]
+    checkpoints: list[Checkpoint]
     outcome: Outcome
 
 
@@ -49,21 +47,29 @@ def write_offered(root: Path, *, num_checkpoints: int = 3, number: int = 1) -> O
     """Write an iteration whose last checkpoint is the best one; layer 2 of 2 has its lowest ABX error."""
     stage = stage_of(root, number)
     write_metrics(stage, {step: 5 - step / 100 for step in range(2, 13, 2)})
-    rows, candidates = [], []
+    checkpoints = []
     for index in range(num_checkpoints):
         step = 4 * (index + 1)
         path = stage.folder / f"step-{step:08d}"
         torch.manual_seed(1000 * number + step)
         HuBERT(build_config("tiny", TRAIN.model)).save_pretrained(path)
-        row = {"step": step, "path": str(path), "sha256": file_digest(path / "model.safetensors"), "num_layers": 2}
-        rows.append({**row, "masked_loss": 4 - step / 1000, "masked_accuracy": 0.1 + step / 1000})
         is_best = index == num_checkpoints - 1
-        scores = (LayerScores(1, 11.0, 21.0, 0.1), LayerScores(2, 10.0, 20.0, 0.2)) if is_best else ()
-        why = "lowest ABX" if is_best else "its layers were not scored"
-        losses = (rows[-1]["masked_loss"], rows[-1]["masked_accuracy"])
-        candidates.append(Candidate(step, row["path"], row["sha256"], 2, *losses, layer=2, why=why, layers=scores))
-    best = candidates[-1]
-    outcome = Outcome(number, best.checkpoint, best.sha256, best.step, best.layer, "abx", best.why)
-    save_candidates(RunFolder(root), number, candidates)
+        scores = [(1, 11.0, 21.0, 0.1), (2, 10.0, 20.0, 0.2)] if is_best else []
+        checkpoints.append(
+            Checkpoint(
+                step=step,
+                checkpoint=str(path),
+                sha256=file_digest(path / "model.safetensors"),
+                num_layers=2,
+                validation_loss=4 - step / 1000,
+                masked_accuracy=0.1 + step / 1000,
+                layer=2,
+                why="lowest ABX" if is_best else "its layers were not scored",
+                layers=[LayerScores(**dict(zip(LayerScores.model_fields, one, strict=True))) for one in scores],
+            )
+        )
+    best = checkpoints[-1]
+    outcome = Outcome(number, best.checkpoint, best.sha256, best.step, 2, "abx", best.why)
+    save_checkpoints(RunFolder(root), number, checkpoints)
     outcome.save(RunFolder(root))
-    return Offered(RunFolder(root), stage, rows, candidates, outcome)
+    return Offered(RunFolder(root), stage, checkpoints, outcome)

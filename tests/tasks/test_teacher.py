@@ -47,8 +47,8 @@ def registered(client, tmp_path):  # noqa: F811
 def log(offered, best=None):
     """Do what the service does at the end of an iteration."""
     tracker = tracker_of(offered)
-    entries = tracker.log_checkpoints(offered.rows, offered.candidates)
-    register(tracker, 1, offered.candidates, entries, best or offered.outcome)
+    entries = tracker.log_checkpoints(offered.checkpoints)
+    register(tracker, 1, offered.checkpoints, entries, best or offered.outcome)
 
 
 def model_of(client, offered):  # noqa: F811
@@ -60,9 +60,9 @@ def aliases(client, offered):  # noqa: F811
 
 
 def outcome_at(offered, index):
-    candidate = offered.candidates[index]
+    checkpoint = offered.checkpoints[index]
     return offered.outcome.__class__(
-        1, candidate.checkpoint, candidate.sha256, candidate.step, candidate.layer, "abx", "other items"
+        1, checkpoint.checkpoint, checkpoint.sha256, checkpoint.step, checkpoint.layer, "abx", "other items"
     )
 
 
@@ -82,7 +82,7 @@ def test_every_checkpoint_is_a_version_with_its_figures_and_the_service_sets_bot
     versions = {version.version: version.tags for version in client.search_model_versions(f"name = '{model.name}'")}
     assert {str(number): tags["step"] for number, tags in versions.items()} == {"1": "4", "2": "8", "3": "12"}
     best = next(tags for tags in versions.values() if tags["step"] == "12")
-    assert (best["masked_loss"], best["abx_across"], best["layer"]) == ("3.9880", "20.00 %", "2")
+    assert (best["validation_loss"], best["abx_across"], best["layer"]) == ("3.988 nats", "20.00 %", "2")
     assert aliases(client, registered) == {"best": "3", "teacher": "3"}
     assert persons_pick(registered.folder, 1) is None
 
@@ -95,7 +95,7 @@ def test_the_service_moves_teacher_with_best_until_a_person_has_moved_it(client,
     log(registered)
     assert aliases(client, registered) == {"best": "3", "teacher": "1"}
     pick = persons_pick(registered.folder, 1)
-    assert (pick.sha256, pick.by) == (registered.candidates[0].sha256, ALIAS)
+    assert (pick.sha256, pick.by) == (registered.checkpoints[0].sha256, ALIAS)
     client.delete_registered_model_alias(name, "teacher")  # gives the choice back
     assert persons_pick(registered.folder, 1) is None
     log(registered)
@@ -113,7 +113,7 @@ def test_a_model_that_was_renamed_is_still_found(client, registered):  # noqa: F
 def test_an_entry_is_named_by_alias_version_or_id(client, registered):  # noqa: F811
     name = model_of(client, registered).name
     client.set_registered_model_alias(name, "mine", 1)
-    first = registered.candidates[0]
+    first = registered.checkpoints[0]
     entry = client.get_model_version(name, "1").source
     for teacher in (f"models:/{name}@mine", f"models:/{name}/1", entry):
         pick = look_up(teacher, None)
@@ -126,7 +126,7 @@ def test_an_entry_is_named_by_alias_version_or_id(client, registered):  # noqa: 
 def test_a_version_that_was_registered_by_hand_elsewhere_counts_too(client, registered):  # noqa: F811
     source = client.get_model_version(model_of(client, registered).name, "2").source
     mlflow.register_model(source, "by-hand")
-    assert look_up("models:/by-hand/1", None).sha256 == registered.candidates[1].sha256
+    assert look_up("models:/by-hand/1", None).sha256 == registered.checkpoints[1].sha256
 
 
 def test_what_mlflow_does_not_have_is_refused_with_what_it_has(client, registered):  # noqa: F811
@@ -146,8 +146,8 @@ def test_what_mlflow_does_not_have_is_refused_with_what_it_has(client, registere
 
 def test_a_checkpoint_that_has_changed_or_gone_is_refused(client, registered):  # noqa: F811
     name = model_of(client, registered).name
-    folder = Path(registered.candidates[0].checkpoint)
-    other = Path(registered.candidates[1].checkpoint) / "model.safetensors"
+    folder = Path(registered.checkpoints[0].checkpoint)
+    other = Path(registered.checkpoints[1].checkpoint) / "model.safetensors"
     (folder / "model.safetensors").write_bytes(other.read_bytes())
     with pytest.raises(DataError, match="replaced or moved"):
         look_up(f"models:/{name}/1", None)
@@ -160,7 +160,7 @@ def test_a_checkpoint_that_has_changed_or_gone_is_refused(client, registered):  
 
 
 def test_the_next_iteration_obeys_whom_it_should(client, registered, material, prefect, monkeypatch):  # noqa: F811
-    best, first = registered.candidates[-1], registered.candidates[0]
+    best, first = registered.checkpoints[-1], registered.checkpoints[0]
     choice = settle(registered, material)
     assert (choice["by"], choice["source"]["sha256"]) == (SERVICE, best.sha256)
     assert "lowest validation loss; layer 2: lowest ABX" in choice["why"]
@@ -174,7 +174,7 @@ def test_the_next_iteration_obeys_whom_it_should(client, registered, material, p
     choice = settle(registered, material, layer=1)
     assert (choice["by"], choice["source"]["sha256"], choice["source"]["layer"]) == (FORM, first.sha256, 1)
     choice = settle(registered, material, teacher=f"models:/{name}/2")
-    assert (choice["by"], choice["source"]["sha256"]) == (FORM, registered.candidates[1].sha256)
+    assert (choice["by"], choice["source"]["sha256"]) == (FORM, registered.checkpoints[1].sha256)
     choice = settle(registered, material, teacher=f"{registered.folder.root}/it1/step-00000012")
     assert (choice["by"], choice["source"]["sha256"]) == (FORM, best.sha256)
 
@@ -227,19 +227,19 @@ def test_a_deployed_run_is_suspended_offers_scores_and_obeys_the_answer(client, 
         run_id = start_run(api, "asking", "local", wishes)
         schema, description = read_form(api, run_id, wait_for_state(api, run_id, "Suspended"))
         checkpoints, layers = (schema["properties"][name] for name in ("checkpoint", "layer"))
-        assert checkpoints["enum"][0] == "step 4: validation loss 3.996, masked accuracy 10.4 %"
+        assert checkpoints["enum"][0] == "step 4: validation loss 3.996 nats, masked accuracy 10.4 %"
         assert checkpoints["default"] == checkpoints["enum"][2]
         assert layers["enum"][1:] == [
-            "layer 1: ABX across 21.00 %, within 11.00 %, PNMI 0.100",
-            "layer 2: ABX across 20.00 %, within 10.00 %, PNMI 0.200",
+            "layer 1: ABX within 11.00 %, ABX across 21.00 %, PNMI 0.100",
+            "layer 2: ABX within 10.00 %, ABX across 20.00 %, PNMI 0.200",
         ]
-        assert "| 12 | 3.988 | 11.2 | 20 | 10 | 2 |" in description
+        assert "| 12 | 3.988 | 11.2 | 2 | 10.00 | 20.00 |" in description
         refused = resume(api, run_id, checkpoint="step 5", layer=layers["enum"][1])
         assert (refused["status"], "step 5" in refused["details"]["reason"]) == ("REJECT", True)
         resume(api, run_id, checkpoint=checkpoints["enum"][1], layer=layers["enum"][1])
         wait_for_state(api, run_id, "Completed")
     choice = read_json(registered.folder.choice(2))
-    second = registered.candidates[1]
+    second = registered.checkpoints[1]
     assert (choice["by"], choice["source"]["sha256"], choice["source"]["layer"]) == (ANSWER, second.sha256, 1)
     assert choice["why"] == "a person answered: step 8 of iteration 1; layer 1: as was given"
     model = model_of(client, registered)
@@ -269,7 +269,7 @@ def test_a_run_without_a_deployment_waits_and_asks_again_for_what_cannot_be_obey
         assert checkpoints["default"] == checkpoints["enum"][0]
         assert "a person gave the alias `teacher`" in description
 
-        folder = Path(registered.candidates[1].checkpoint)
+        folder = Path(registered.checkpoints[1].checkpoint)
         folder.rename(folder.with_name("away"))
         assert resume(api, run_id, checkpoint=checkpoints["enum"][1])["status"] == "ACCEPT"
         second = wait_for_state(api, run_id, "Paused", after=first)
@@ -279,7 +279,7 @@ def test_a_run_without_a_deployment_waits_and_asks_again_for_what_cannot_be_obey
         assert resume(api, run_id)["status"] == "ACCEPT"  # the proposal, without a change
         thread.join()
     choice = read_json(registered.folder.choice(2))
-    assert (choice["by"], choice["source"]["sha256"]) == (ANSWER, registered.candidates[0].sha256)
+    assert (choice["by"], choice["source"]["sha256"]) == (ANSWER, registered.checkpoints[0].sha256)
 
 
 def settle_there(registered, material, service):

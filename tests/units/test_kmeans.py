@@ -152,7 +152,7 @@ def test_the_figures_of_a_codebook_are_those_of_a_slow_loop(frames, shards):
     figures = codebook_figures(shards, codebook)
     distances = torch.cdist(frames.double(), codebook.centroids.double()).square()
     assert figures["mean_squared_distance"] == pytest.approx(float(distances.min(1).values.mean()), rel=1e-5)
-    assert figures["num_empty_units"] == 1
+    assert figures["num_unused_units"] == 1
     share = torch.bincount(distances.argmin(1)).double() / len(frames)
     share = share[share > 0]
     assert figures["usage_perplexity"] == pytest.approx(float(torch.exp(-(share * share.log()).sum())))
@@ -228,7 +228,7 @@ def test_a_codebook_survives_the_disk_and_refuses_features_of_another_source(sha
     codebook = Codebook.load(stage.path)
     assert codebook.metadata["source"]["layer"] == 6
     assert codebook.frame_rate == 50
-    assert figures["num_empty_units"] == 0
+    assert figures["num_unused_units"] == 0
     codebook.check_source(FeatureSource("moved", "abc", 6, before_residual=False))
     with pytest.raises(DataError, match="before_residual=True"):
         codebook.check_source(FeatureSource("somewhere", "abc", 6, before_residual=True))

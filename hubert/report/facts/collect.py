@@ -1,8 +1,7 @@
-"""What came out of an iteration, gathered from the files of its stages: the content of `report.json`.
+"""Gathers the data of an iteration's report from the files of its stages.
 
 Only `done.json`, `metrics.jsonl` and the stages' own tables are read: no server, and no stage is run. ABX and quality
-may be absent, and so may single figures that an older version of a stage did not write; what is absent is None here
-and a dash on the page.
+may be absent, and so may single figures that an older version of a stage did not write.
 """
 
 import os
@@ -19,17 +18,13 @@ import polars as pl
 import torch
 
 from hubert.core.files import folder_size, read_json
-from hubert.core.paths import RunFolder
+from hubert.core.renamed import rename
 from hubert.core.stage import CPU, read_jobs
+from hubert.evaluation.checkpoints import build_checkpoints
+from hubert.evaluation.choice import Outcome
+from hubert.report.report_data import MFCC, ComparisonRow, LayerRow, ReportData, Source, StageRow
 
-Findings = dict[str, Any]
-Row = dict[str, Any]
-
-FORMAT = 1
-MFCC = 0  # the "layer" of the baseline
 STAGES = ("manifest", "features", "kmeans", "units", "train", "validate", "abx", "quality")
-NO_OUTCOME = dict.fromkeys(("checkpoint", "sha256", "step", "layer", "rule", "why"))
-TRAINING = ("steps", "seconds", "audio_hours", "slurm_jobs", "device", "world_size")
 MAX_REJECTED = 20  # rejected files that the page names
 CLOCK_SECONDS = 5.0  # two machines' clocks may differ by that
 CHUNK = 1 << 24  # units counted at once
@@ -55,74 +50,75 @@ def collect(
     number: int,
     resolved: Mapping[str, Any],
     stages: Mapping[str, Path],
-    outcome: Mapping[str, Any] | None,
-    previous: Row | None,
-) -> Findings:
-    """Gather everything that the page of one iteration says, as JSON-like values.
+    outcome: Outcome | None,
+    previous: ComparisonRow | None,
+) -> ReportData:
+    """Gather what the page of one iteration shows.
 
     Args:
         run: the run's folder.
         number: of the iteration, from 1.
-        resolved: what the iteration was asked to do (`hubert.runs.pipeline.Resolved`).
+        resolved: what the iteration was asked to do (`hubert.runs.resolved.Resolved`).
         stages: name and folder of each finished stage.
-        outcome: the chosen checkpoint and layer (`hubert.evaluation.choice.Outcome`); None while the iteration is not finished.
+        outcome: the chosen checkpoint and layer; None while the iteration is not finished.
         previous: the row of the previous iteration in the table that compares iterations.
-
-    Returns:
-        Shares (accuracy, purity, PNMI) from 0 to 1; ABX error rates in per cent; losses and entropies in nats; times in
-        seconds; sizes in bytes.
     """
-    done = {name: read_json(stages[name] / "done.json") or {} for name in STAGES if name in stages}
+    done = {name: rename(read_json(stages[name] / "done.json") or {}) for name in STAGES if name in stages}
     figures = {name: done.get(name, {}).get("figures", {}) for name in STAGES}
-    unfinished = outcome is None
-    outcome = NO_OUTCOME if outcome is None else outcome
+    source = describe_source(resolved)
     layers = layer_table(figures["abx"], figures["quality"], outcome)
-    rows = [stage_row(name, stages[name], content) for name, content in done.items() if content]
-    return {
-        "format": FORMAT,
-        "run": run.name,
-        "iteration": number,
-        "unfinished": unfinished,
-        "recipe": resolved.get("recipe_name", ""),
-        "description": resolved.get("recipe", {}).get("description", ""),
-        "data": resolved.get("data", ""),
-        "source": describe_source(resolved.get("source", {}))
-        | {"why": resolved.get("chosen", ""), "by": resolved.get("chosen_by", "")},
-        "outcome": dict(outcome),
-        "baseline": baseline_row(layers, figures["quality"], resolved.get("source", {})),
-        "previous": previous,
-        "row": iteration_row(number, layers, figures["validate"], outcome),
-        "layers": layers,
-        "checkpoints": checkpoint_table(figures["validate"], figures["abx"], outcome),
-        "abx": {name: figures["abx"].get(name) for name in ("item", "num_dropped_items", "before_residual")},
-        "units": {part: figures["units"].get(part) for part in ("train", "validation")},
-        "phones": figures["quality"].get("units"),
-        "data_figures": data_figures(figures["manifest"]),
-        "rejected": rejected_files(stages.get("manifest")),
-        "training": {name: figures["train"].get(name) for name in TRAINING}
-        | {"folder": stages["train"].name if "train" in stages else None},
-        "hashes": hashes_of(done, outcome, resolved.get("source", {})),
-        "stages": rows,
-        "hosts": hosts_of(done),
-        "environment": environment(gpus_of(done)),
-        "resolved": dict(resolved),
-    }
+    manifest, quality = figures["manifest"], figures["quality"]
+    checkpoints = build_checkpoints(
+        outcome, figures["validate"].get("rows", ()), figures["abx"].get("rows", ()), quality.get("layers", ())
+    )
+    return ReportData.model_validate(
+        {
+            "run": run.name,
+            "iteration": number,
+            "recipe": resolved.get("recipe_name", ""),
+            "description": resolved.get("recipe", {}).get("description", ""),
+            "data": resolved.get("data", ""),
+            "source": source,
+            "outcome": outcome,
+            "baseline": baseline_row(layers, quality, source),
+            "previous": previous,
+            "row": iteration_row(number, layers, figures["validate"], outcome),
+            "layers": layers,
+            "checkpoints": checkpoints,
+            "abx": figures["abx"],
+            "units": {part: figures["units"].get(part) for part in ("train", "validation")},
+            "phones": quality.get("units"),
+            "data_figures": manifest
+            | {"parts": {part: manifest[part] for part in ("train", "validation") if part in manifest}},
+            "rejected": rejected_files(stages.get("manifest")),
+            "training": figures["train"] | {"folder": stages["train"].name if "train" in stages else None},
+            "hashes": hashes_of(done, outcome, source),
+            "stages": [stage_row(name, stages[name], content) for name, content in done.items() if content],
+            "hosts": hosts_of(done),
+            "environment": environment(gpus_of(done)),
+            "resolved": dict(resolved),
+        }
+    )
 
 
-def describe_source(source: Mapping[str, Any]) -> dict[str, Any]:
-    """Say what an iteration clustered: MFCC, or a layer of a checkpoint."""
-    checkpoint = source.get("checkpoint") or ""
-    layer = source.get("layer") or MFCC
-    name = f"layer {layer} of {Path(checkpoint).name}" if checkpoint else "MFCC"
-    return {"name": name, "checkpoint": checkpoint, "sha256": source.get("sha256", ""), "layer": layer}
+def describe_source(resolved: Mapping[str, Any]) -> Source:
+    """Return what an iteration clustered, MFCC or a layer of a checkpoint, and who chose it."""
+    source = resolved.get("source", {})
+    checkpoint, layer = source.get("checkpoint") or "", source.get("layer") or MFCC
+    return Source(
+        name=f"layer {layer} of {Path(checkpoint).name}" if checkpoint else "MFCC",
+        checkpoint=checkpoint,
+        sha256=source.get("sha256") or "",
+        layer=layer,
+        why=resolved.get("chosen", ""),
+        by=resolved.get("chosen_by", ""),
+    )
 
 
-def layer_table(abx: Mapping[str, Any], quality: Mapping[str, Any], outcome: Mapping[str, Any]) -> list[Row]:
-    """Return one row for MFCC and one for each layer of the chosen checkpoint, with what was measured of it.
-
-    `abx_*` is the rate that is reported, `selection_*` the one that chose the layer (other items, if the recipe says so).
-    """
-    scored = {row["layer"]: row for row in abx.get("rows", ()) if row["step"] in (None, outcome["step"])}
+def layer_table(abx: Mapping[str, Any], quality: Mapping[str, Any], outcome: Outcome | None) -> list[LayerRow]:
+    """Return one row for MFCC and one for each layer of the chosen checkpoint, with what was measured of it."""
+    step = None if outcome is None else outcome.step
+    scored = {row["layer"]: row for row in abx.get("rows", ()) if row["step"] in (None, step)}
     clustered = {row["layer"]: row for row in quality.get("layers", ())}
     rows = []
     for layer in sorted({*scored, *clustered}):
@@ -130,91 +126,65 @@ def layer_table(abx: Mapping[str, Any], quality: Mapping[str, Any], outcome: Map
         reported, selection = rates.get("reported", {}), rates.get("selection", {})
         every = rates.get("all", {})
         rows.append(
-            {
-                "layer": layer,
-                "name": "MFCC" if layer == MFCC else f"layer {layer}",
-                "chosen": layer == outcome["layer"],
-                "abx_within": reported.get("within"),
-                "abx_across": reported.get("across"),
-                "abx_items": reported.get("items"),
-                "num_items": reported.get("num_items", every.get("num_items")),
-                "num_cells": reported.get("num_cells", every.get("num_cells")),
-                "selection_within": selection.get("within"),
-                "selection_across": selection.get("across"),
-                "selection_items": selection.get("items"),
-                "pnmi": units.get("pnmi"),
-                "pnmi_units": units.get("num_units"),
-                "phone_purity": units.get("phone_purity"),
-                "cluster_purity": units.get("cluster_purity"),
-            }
+            LayerRow(
+                layer=layer,
+                name="MFCC" if layer == MFCC else f"layer {layer}",
+                chosen=outcome is not None and layer == outcome.layer,
+                abx_within=reported.get("within"),
+                abx_across=reported.get("across"),
+                abx_items=reported.get("items"),
+                num_items=reported.get("num_items", every.get("num_items")),
+                num_cells=reported.get("num_cells", every.get("num_cells")),
+                selection_within=selection.get("within"),
+                selection_across=selection.get("across"),
+                selection_items=selection.get("items"),
+                pnmi=units.get("pnmi"),
+                pnmi_units=units.get("num_units"),
+                phone_purity=units.get("phone_purity"),
+                cluster_purity=units.get("cluster_purity"),
+            )
         )
     return rows
 
 
 MEASURED = ("abx_within", "abx_across", "abx_items", "num_items", "num_cells", "pnmi", "pnmi_units")
-LOSSES = ("validation_loss", "unigram_entropy", "masked_accuracy", "majority_accuracy")
 
 
-def baseline_row(layers: Sequence[Row], quality: Mapping[str, Any], source: Mapping[str, Any]) -> Row:
+def baseline_row(layers: Sequence[LayerRow], quality: Mapping[str, Any], source: Source) -> ComparisonRow:
     """Return the MFCC row of the table that compares iterations.
 
     Its PNMI is that of the units in use if the iteration clustered MFCCs and no other measurement is there.
     """
-    measured = next((row for row in layers if row["layer"] == MFCC), {})
-    row = {"name": "MFCC", "iteration": None, "layer": MFCC, "step": None}
-    row |= {name: measured.get(name) for name in MEASURED} | dict.fromkeys(LOSSES)
-    if row["pnmi"] is None and not source.get("checkpoint"):
-        row["pnmi"] = quality.get("units", {}).get("pnmi")
-    return row
+    measured = _measured(next((row for row in layers if row.layer == MFCC), None))
+    if measured["pnmi"] is None and not source.checkpoint:
+        measured["pnmi"] = quality.get("units", {}).get("pnmi")
+    return ComparisonRow(name="MFCC", layer=MFCC, **measured)
 
 
-def iteration_row(number: int, layers: Sequence[Row], validation: Mapping[str, Any], outcome: Mapping[str, Any]) -> Row:
+def iteration_row(
+    number: int, layers: Sequence[LayerRow], validation: Mapping[str, Any], outcome: Outcome | None
+) -> ComparisonRow:
     """Return an iteration's row of the table that compares iterations: its chosen checkpoint and layer."""
-    measured = next((row for row in layers if row["chosen"]), {})
-    best = validation.get("best", {})
-    scores = next((row for row in validation.get("rows", ()) if row["step"] == outcome["step"]), best)
-    return {
-        "name": f"it{number}",
-        "iteration": number,
-        "layer": outcome["layer"],
-        "step": outcome["step"],
-        **{name: measured.get(name) for name in MEASURED},
-        "validation_loss": scores.get("masked_loss"),
-        "unigram_entropy": validation.get("unigram_entropy"),
-        "masked_accuracy": scores.get("masked_accuracy"),
-        "majority_accuracy": validation.get("majority_accuracy"),
-    }
+    step = None if outcome is None else outcome.step
+    scores = next((row for row in validation.get("rows", ()) if row["step"] == step), validation.get("best", {}))
+    return ComparisonRow(
+        name=f"it{number}",
+        iteration=number,
+        layer=None if outcome is None else outcome.layer,
+        step=step,
+        **_measured(next((row for row in layers if row.chosen), None)),
+        validation_loss=scores.get("validation_loss"),
+        unigram_entropy=validation.get("unigram_entropy"),
+        masked_accuracy=scores.get("masked_accuracy"),
+        majority_accuracy=validation.get("majority_accuracy"),
+    )
 
 
-def checkpoint_table(
-    validation: Mapping[str, Any], abx: Mapping[str, Any], outcome: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Return the validated checkpoints by step; scored ones with the layer of the lowest ABX across speakers."""
-    rows = []
-    for row in sorted(validation.get("rows", ()), key=lambda row: row["step"]):
-        scored = [one for one in abx.get("rows", ()) if one["step"] == row["step"] and one["layer"] != MFCC]
-        across = [one for one in scored if one["reported"].get("across") is not None]
-        best = min(across, key=lambda one: one["selection"]["across"], default=None)
-        rows.append(
-            {
-                **row,
-                "chosen": row["step"] == outcome["step"],
-                "abx_layer": best and best["layer"],
-                "abx_within": best and best["reported"].get("within"),
-                "abx_across": best and best["reported"]["across"],
-            }
-        )
-    return rows
+def _measured(row: LayerRow | None) -> dict[str, Any]:
+    return {name: getattr(row, name, None) for name in MEASURED}
 
 
-def data_figures(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how much audio there is, in all and by part, and how many files were rejected."""
-    totals = {name: manifest.get(name) for name in ("num_files", "hours", "num_rejected")}
-    parts = {part: manifest[part] for part in ("train", "validation") if part in manifest}
-    return totals | {"parts": parts}
-
-
-def stage_row(name: str, folder: Path, done: Mapping[str, Any]) -> dict[str, Any]:
+def stage_row(name: str, folder: Path, done: Mapping[str, Any]) -> StageRow:
     """Return what a stage cost and where it is.
 
     A training's processes say themselves on what they ran; of the other stages the receipts do.
@@ -224,23 +194,18 @@ def stage_row(name: str, folder: Path, done: Mapping[str, Any]) -> dict[str, Any
     gpu_seconds = done.get("gpu_seconds") if done.get("devices") else None  # older receipts do not say
     if name == "train":
         gpu_seconds = figures.get("gpu_seconds")  # nor do older trainings; `device` is that of the last start alone
-    return {
-        "name": name,
-        "folder": str(folder),
-        "key": done.get("key", ""),
-        "seconds": done.get("seconds", 0.0),
-        "elapsed_seconds": elapsed_seconds(folder, done),
-        "num_shards": done.get("num_shards"),
-        "host": done.get("host"),
-        "finished_at": done.get("finished_at"),
-        "jobs": read_jobs(folder),
-        "device": device,
-        "gpu_seconds": gpu_seconds,
-        "bytes": folder_size(folder),
-        "settings": done.get("settings", {}),
-        "inputs": done.get("inputs", {}),
-        "figures": {key: value for key, value in figures.items() if isinstance(value, bool | int | float | str)},
-    }
+    given = {"key", "seconds", "num_shards", "host", "finished_at", "settings", "inputs"} & done.keys()
+    return StageRow(
+        name=name,
+        folder=str(folder),
+        elapsed_seconds=elapsed_seconds(folder, done),
+        jobs=read_jobs(folder),
+        device=device,
+        gpu_seconds=gpu_seconds,
+        bytes=folder_size(folder),
+        figures={key: value for key, value in figures.items() if isinstance(value, bool | int | float | str)},
+        **{key: done[key] for key in given},
+    )
 
 
 def elapsed_seconds(folder: Path, done: Mapping[str, Any]) -> float | None:
@@ -258,18 +223,14 @@ def hosts_of(done: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(content["host"] for content in done.values() if content.get("host")))
 
 
-def hashes_of(
-    done: Mapping[str, Mapping[str, Any]], outcome: Mapping[str, Any], source: Mapping[str, Any]
-) -> dict[str, str]:
+def hashes_of(done: Mapping[str, Mapping[str, Any]], outcome: Outcome | None, source: Source) -> dict[str, str]:
     """Return what identifies the data, the codebook, the units and the checkpoints: 64 hex digits each."""
     found = {
-        "manifest (names, sizes and times of the audio files)": done["manifest"].get("key")
-        if "manifest" in done
-        else "",
-        "codebook (sha256)": done["kmeans"].get("figures", {}).get("sha256") if "kmeans" in done else "",
-        "units (key)": done["units"].get("key") if "units" in done else "",
-        "chosen checkpoint (sha256)": outcome["sha256"],
-        "teacher (sha256)": source.get("sha256"),
+        "manifest (names, sizes and times of the audio files)": done.get("manifest", {}).get("key"),
+        "codebook (sha256)": done.get("kmeans", {}).get("figures", {}).get("sha256"),
+        "units (key)": done.get("units", {}).get("key"),
+        "chosen checkpoint (sha256)": outcome and outcome.sha256,
+        "teacher (sha256)": source.sha256,
     }
     return {name: value for name, value in found.items() if value}
 
@@ -335,15 +296,3 @@ def _versions(packages: Sequence[str]) -> Iterator[tuple[str, str | None]]:
             yield name, version(name)
         except PackageNotFoundError:
             yield name, None
-
-
-def find_report(folder: RunFolder, number: int) -> tuple[Path, Findings] | None:
-    """Return page and content of an iteration's report: the newest that tells of its outcome, else the newest."""
-    outcome = read_json(folder.outcome(number))
-    found = []
-    for done in folder.iteration(number).glob("report-*/done.json"):
-        content = read_json(done.parent / "report.json")
-        if content is not None and content.get("format") == FORMAT:
-            found.append((content["outcome"] == outcome, done.stat().st_mtime, done.parent / "report.html", content))
-    best = max(found, key=lambda one: one[:2], default=None)
-    return best and (best[2], best[3])

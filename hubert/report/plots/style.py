@@ -1,14 +1,13 @@
-"""The report's pictures: matplotlib figures as SVG text that stands in the page.
+"""How the report's plots look: curves, usage, heat map; each one a whole SVG file, dark on white.
 
-A picture takes its colours from the page (CSS variables, with a fallback for a picture that stands alone), so that it
-reads well on a light and on a dark screen; its text is text, set in the page's font. Figures are made without pyplot,
-whose global state is not safe in the threads of a worker.
+A plot is an image of its own in a page, on a light and on a dark screen alike, and the same file is shown by MLflow and
+Prefect. Figures are made without pyplot, whose global state is not safe in the threads of a worker.
 """
 
+import base64
 import io
-import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import matplotlib as mpl
@@ -23,22 +22,24 @@ Counts = npt.NDArray[np.int64]
 
 SMALL = (4.7, 3.1)  # inches: about 450 pixels, the width of a phone and of half a page
 MAX_POINTS = 500  # per curve; a longer one is averaged down
-HEAT = "#1c7ed6"  # full colour of the heat map; it lies between both backgrounds
 
-# Stand-ins that matplotlib draws with, and what they become in the page.
-INK, MUTED, GRID = "#0a0101", "#0a0102", "#0a0103"
-BLUE, ORANGE, GREEN, PURPLE, GREY = SERIES = ("#0b0101", "#0b0102", "#0b0103", "#0b0104", MUTED)
-_VARIABLES = {
-    INK: "var(--ink, #1f2328)",
-    MUTED: "var(--muted, #656d76)",
-    GRID: "var(--line, #d8dee4)",
-    BLUE: "var(--blue, #1c6fbf)",
-    ORANGE: "var(--orange, #c2510c)",
-    GREEN: "var(--green, #1a7f37)",
-    PURPLE: "var(--purple, #8250df)",
-}
+INK, MUTED, GRID = "#1f2328", "#59636e", "#d1d9e0"
+BLUE, ORANGE, GREEN, PURPLE, GREY = SERIES = ("#1c6fbf", "#c2510c", "#1a7f37", "#8250df", MUTED)
 # The SVG backend asks matplotlib's global settings how to write text and identifiers, so one figure is written at a time.
 _writing = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot as an SVG file, and what it shows, for readers who do not see it."""
+
+    svg: str
+    alt: str
+
+    @property
+    def address(self) -> str:
+        """The file as an address that holds it: nothing is loaded for it."""
+        return f"data:image/svg+xml;base64,{base64.b64encode(self.svg.encode()).decode()}"
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,6 @@ def thin(x: Sequence[float], y: Sequence[float], limit: int = MAX_POINTS) -> tup
 
 
 def line_plot(
-    name: str,
     alt: str,
     curves: Sequence[Curve],
     levels: Sequence[Level] = (),
@@ -82,12 +82,11 @@ def line_plot(
     y_label: str,
     percent: bool = False,
     integer_x: bool = False,
-) -> str | None:
+) -> Plot | None:
     """Draw curves and the levels that they are compared with; None if no curve has a point.
 
     Args:
-        name: prefix of the picture's identifiers, unique in the page.
-        alt: what the picture shows, for readers who do not see it.
+        alt: what the plot shows, for readers who do not see it.
         curves: the lines; those without points are left out.
         levels: dashed horizontal lines.
         x_label: meaning and unit of the x axis.
@@ -134,7 +133,7 @@ def line_plot(
     axes.set_ylabel(y_label)
     dress(axes)
     figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=9, labelcolor=INK, handlelength=1.7)
-    return write_svg(figure, name, alt)
+    return finish(figure, alt)
 
 
 def short_number(value: float, _position: int | None = None) -> str:
@@ -145,12 +144,11 @@ def short_number(value: float, _position: int | None = None) -> str:
     return f"{value:g}"
 
 
-def usage_plot(name: str, alt: str, usage: Counts) -> str:
+def usage_plot(alt: str, usage: Counts) -> Plot:
     """Draw the share of frames of each unit, the most frequent first, beside equal use.
 
     Args:
-        name: prefix of the picture's identifiers.
-        alt: what the picture shows.
+        alt: what the plot shows.
         usage: (K,) number of frames of each unit.
     """
     share = np.sort(usage)[::-1] / max(int(usage.sum()), 1)
@@ -166,7 +164,7 @@ def usage_plot(name: str, alt: str, usage: Counts) -> str:
     axes.set_ylabel("share of frames (%)")
     dress(axes)
     figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=9, labelcolor=INK, handlelength=1.7)
-    return write_svg(figure, name, alt)
+    return finish(figure, alt)
 
 
 def order_units(joint: Counts) -> npt.NDArray[np.intp]:
@@ -182,14 +180,11 @@ def order_units(joint: Counts) -> npt.NDArray[np.intp]:
     return order[totals[order] > 0]
 
 
-def heat_map(
-    name: str, alt: str, joint: Counts, phones: Sequence[str], groups: Sequence[tuple[str, Sequence[int]]]
-) -> str:
+def heat_map(alt: str, joint: Counts, phones: Sequence[str], groups: Sequence[tuple[str, Sequence[int]]]) -> Plot:
     """Draw how likely each phone is, given the unit: one column per unit, one row per phone.
 
     Args:
-        name: prefix of the picture's identifiers.
-        alt: what the picture shows.
+        alt: what the plot shows.
         joint: (P, K) frames of each phone and unit.
         phones: names of the P phones.
         groups: class and row numbers of its phones, from `hubert.report.facts.phone_order.order_phones`.
@@ -199,7 +194,7 @@ def heat_map(
     counts = counts[:, order_units(counts)]
     share = counts / np.maximum(counts.sum(0), 1)
     top = max(0.1, float(np.ceil(10 * share.max(initial=0.0)) / 10))
-    ramp = LinearSegmentedColormap.from_list("ramp", [f"{HEAT}00", HEAT])
+    ramp = LinearSegmentedColormap.from_list("ramp", ["white", BLUE])
     figure = Figure(figsize=(9.6, 1.0 + 0.165 * len(rows)), layout="constrained")
     axes, scale = figure.subplots(1, 2, width_ratios=[60, 1])
     axes.imshow(share, cmap=ramp, vmin=0, vmax=top, aspect="auto", interpolation="none")
@@ -231,11 +226,11 @@ def heat_map(
     scale.set_ylabel("share of the unit's frames with the phone (%)")
     dress(axes, grid=False, frame=True, label_size=8)
     dress(scale, grid=False, frame=True)
-    return write_svg(figure, name, alt)
+    return finish(figure, alt)
 
 
 def dress(axes: Axes, *, grid: bool = True, frame: bool = False, label_size: float = 9) -> None:
-    """Give axes the page's colours, and take away what is no data."""
+    """Set the colours of axes, and take away what is no data."""
     for side, spine in axes.spines.items():
         spine.set_visible(frame or side in {"left", "bottom"})
         spine.set_color(GRID)
@@ -247,39 +242,9 @@ def dress(axes: Axes, *, grid: bool = True, frame: bool = False, label_size: flo
         axes.set_axisbelow(True)
 
 
-def write_svg(figure: Figure, name: str, alt: str) -> str:
-    """Return a figure as an `svg` element for a page: identifiers that start with `name`, colours of the page."""
+def finish(figure: Figure, alt: str) -> Plot:
+    """Write a figure as SVG. Equal figures give equal files; text stays text."""
     buffer = io.StringIO()
     with _writing, mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "hubert"}):
-        figure.savefig(
-            buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        )
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", text, count=1, flags=re.DOTALL)
-    text = re.sub(r" font-family: [^;\"]*;", "", text)
-    text = re.sub(r'\bid="', f'id="{name}-', text)
-    text = re.sub(r'(url\(|xlink:href=")#', rf"\1#{name}-", text)
-    text = re.sub(r'href="data:[^"]*"', lambda match: re.sub(r"\s", "", match[0]), text.replace("xlink:href", "href"))
-    for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, variable)
-    box = re.search(r'viewBox="([^"]+)"', text)
-    body = text[text.index(">") + 1 :]
-    width, height = (figure.get_size_inches() * 72).round(1)
-    view = box[1] if box else f"0 0 {width} {height}"
-    return f'<svg class="plot" role="img" viewBox="{view}" style="max-width: {width * 1.5:g}px">{_title(alt)}{body}'
-
-
-def standalone(svg: str) -> str:
-    """Return a picture for a file of its own: with a namespace, a font and a background, which else are the page's."""
-    # `str`: the text of a `Markup` would escape what is put into it.
-    return (
-        str(svg)
-        .replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" ', 1)
-        .replace('style="', 'style="background: #ffffff; ', 1)
-    )
-
-
-def _title(alt: str) -> str:
-    escapes: Mapping[int, str] = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
-    return f"<title>{alt.translate(escapes)}</title>"
+        figure.savefig(buffer, format="svg", metadata={"Title": alt, "Date": None, "Creator": None})
+    return Plot(buffer.getvalue(), alt)

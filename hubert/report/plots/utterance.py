@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from hubert.core.frames import SAMPLE_RATE
 from hubert.report.facts.example import Example
 from hubert.report.facts.phone_order import CLASSES, order_phones
-from hubert.report.plots.style import GRID, INK, dress, write_svg
+from hubert.report.plots.style import GRID, INK, Plot, dress, finish
 
 WIDTH = 9.6  # inches, as these
 LEFT, RIGHT, TOP, BOTTOM, GAP = 0.62, 0.12, 0.06, 0.42, 0.04
@@ -39,16 +39,7 @@ COLOURS = dict(
 NO_CLASS = "#868e96"
 
 
-@dataclass(frozen=True)
-class Line:
-    """One line of the picture as SVG, and its bounds in seconds."""
-
-    svg: str
-    start: float
-    end: float
-
-
-def draw_example(example: Example, unit_phones: Mapping[int, str]) -> list[Line]:
+def draw_example(example: Example, unit_phones: Mapping[int, str]) -> list[Plot]:
     """Draw an utterance, line by line.
 
     Args:
@@ -59,10 +50,7 @@ def draw_example(example: Example, unit_phones: Mapping[int, str]) -> list[Line]
     levels = spectrogram(example.samples)
     num_lines = max(1, round(np.ceil(example.seconds * example.frame_rate / FRAMES_PER_LINE)))
     bounds = np.linspace(0, example.seconds, num_lines + 1)
-    return [
-        Line(_draw_line(example, unit_phones, classes, levels, number, start, end), start, end)
-        for number, (start, end) in enumerate(pairwise(bounds.tolist()))
-    ]
+    return [_draw_line(example, unit_phones, classes, levels, start, end) for start, end in pairwise(bounds.tolist())]
 
 
 def classes_of(phones: Sequence[str]) -> dict[str, str]:
@@ -99,10 +87,9 @@ def _draw_line(
     unit_phones: Mapping[int, str],
     classes: Mapping[str, str],
     levels: npt.NDArray[np.float64],
-    number: int,
     start: float,
     end: float,
-) -> str:
+) -> Plot:
     heights = {"spectrogram": 1.25} | ({} if example.phones is None else {"phones": 0.22}) | {"units": 0.34}
     height = TOP + sum(heights.values()) + GAP * (len(heights) - 1) + BOTTOM
     figure = Figure(figsize=(WIDTH, height))
@@ -143,7 +130,7 @@ def _draw_line(
         one.set_xlim(start, end)
         one.yaxis.label.set_fontsize(8)
     axes["units"].set_xlabel("time (s)", fontsize=8, labelpad=2)
-    return write_svg(figure, f"example{number}", _alt(example, start, end))
+    return finish(figure, _alt(example, start, end))
 
 
 @dataclass(frozen=True)

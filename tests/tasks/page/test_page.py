@@ -18,7 +18,8 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_CSRF_SUPPORT_ENABLE
 import hubert.report.plots.curves
 from hubert.core.errors import ConfigError, DataError, TransientError
 from hubert.core.stage import Plan
-from hubert.report.stage_summary import key_figures
+from hubert.report.plots.style import Plot
+from hubert.report.stage_summary import summarise_stage
 from hubert.runs.progress import Receipts
 from tasks import choice as outcome
 from tasks import resolve, stage, train
@@ -33,7 +34,7 @@ ERRORS = [OSError(errno.ESTALE, "Stale file handle"), RuntimeError("no renderer"
 def state(monkeypatch):
     """What the process knows of the server: that it does not answer, so that no test asks one that it did not start."""
     fresh = artifacts._State(silent_until=math.inf)
-    monkeypatch.setattr(artifacts, "_state", fresh)
+    monkeypatch.setattr(artifacts, "state", fresh)
     return fresh
 
 
@@ -57,13 +58,12 @@ def fail(error):
 
 SHOWN = {
     "show": lambda home: page.show("markdown", home.name, "data", "text"),
-    "renew": lambda home: page.renew(uuid4(), str(home), "text"),
     "open_page": lambda home: page.open_page(home, "title"),
     "recall_link": lambda home: page.recall_link(home, "mlflow"),
     "show_stage": lambda home: page.show_stage(GatedStage(home, 1), {"sum": 0}),
     "show_table": lambda home: page.show_table(home, "rows", [{"a": 1}], "text"),
     "show_link": lambda home: page.show_link(home, "dask", "http://x", "text"),
-    "show_picture": lambda home: page.show_picture(home, "loss", "<svg/>", "text"),
+    "show_picture": lambda home: page.show_picture(home, "loss", Plot("<svg/>", "a loss"), "text"),
 }
 
 
@@ -80,12 +80,8 @@ def test_whatever_a_request_of_a_page_raises_is_one_warning(name, error, opened,
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("broken", ["key_figures", "table"])
-def test_figures_that_cannot_be_written_end_no_stage(broken, error, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(page, broken, fail(error))
-    figures = SimpleNamespace(headline="", tables=[((), ())], remarks=[])
-    if broken == "table":
-        monkeypatch.setattr(page, "key_figures", lambda *_: figures)
+def test_figures_that_cannot_be_written_end_no_stage(error, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(page, "summarise_stage", fail(error))
     page.show_stage(GatedStage(tmp_path, 1), {})
     assert "gated: the run's page does not show the figures of a finished stage" in caplog.text
 
@@ -140,8 +136,8 @@ def test_a_picture_that_cannot_be_drawn_ends_no_training(error, tmp_path, monkey
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_neither_the_choice_nor_the_name_of_a_run_has_to_be_shown(error, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(outcome, "list_candidates", fail(error))
-    outcome.show_choice(SimpleNamespace(home=tmp_path), SimpleNamespace(step=1, layer=2, why="it is best"))
+    iteration = SimpleNamespace(home=tmp_path, checkpoints=fail(error))
+    outcome.show_choice(iteration, SimpleNamespace(step=1, layer=2, why="it is best"))
     assert "the run's page does not show the choice" in caplog.text
     monkeypatch.setattr(resolve, "RunFolder", SimpleNamespace(of=fail(error)))
     resolved = SimpleNamespace(run="x")
@@ -151,7 +147,7 @@ def test_neither_the_choice_nor_the_name_of_a_run_has_to_be_shown(error, tmp_pat
 
 @pytest.mark.parametrize("name", ["quality", "manifest", "features", "kmeans", "units", "train", "validate", "abx"])
 def test_a_stage_that_an_older_version_finished_shows_its_plain_figures(name):
-    shown = key_figures(SimpleNamespace(name=name), {"hours_of_old": 3.5, "rows": []})
+    shown = summarise_stage(SimpleNamespace(name=name), {"hours_of_old": 3.5, "rows": []})
     assert shown.headline == "finished"
     assert "3.5" in str(shown.tables)
 
@@ -162,7 +158,7 @@ def test_quality_without_a_figure_that_came_later_says_all_the_rest():
     units = dict.fromkeys(names, 0.5) | dict.fromkeys(counts, 3)
     figures = {"units": units, "layers": [], "num_unmatched_files": 0}
     figures |= {"layers_num_files": 2, "layers_num_aligned_files": 3}
-    shown = key_figures(SimpleNamespace(name="quality"), figures)
+    shown = summarise_stage(SimpleNamespace(name="quality"), figures)
     assert shown.headline == "PNMI of the units: 0.500 (3 phones)"
     assert not any("max_hours" in remark for remark in shown.remarks)
 
@@ -235,7 +231,6 @@ def test_a_server_that_is_slow_is_left_alone_for_a_while(state, monkeypatch, cap
             asked = len(num_connections)
             for _ in range(3):
                 page.show("markdown", "key", "data", "text")
-                page.renew(uuid4(), "data", "text")
         assert asked == len(num_connections) == 1
         server.shutdown(socket.SHUT_RDWR)
     assert caplog.text.count("Prefect does not answer") == 1
@@ -294,9 +289,8 @@ def server(state):
 
 def test_what_is_shown_already_is_not_sent_again(server):
     artifact = page.show("markdown", "key", "data", "text")
-    page.renew(artifact, "data", "text")
-    page.renew(artifact, "data", "news")
-    page.renew(artifact, "data", "news")
+    for data, description in (("data", "text"), ("data", "news"), ("data", "news")):
+        assert page.show("markdown", "key", data, description) == artifact
     assert server.asked == [("made", "key"), ("renewed", "news")]
 
 

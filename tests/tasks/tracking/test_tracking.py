@@ -112,14 +112,14 @@ def test_an_answer_that_is_lost_at_any_request_leaves_no_gap_and_no_duplicate(cl
             finished = first.mirror()
             if finished:
                 try:
-                    first.log_checkpoints(offered.rows, offered.candidates)
+                    first.log_checkpoints(offered.checkpoints)
                 except mlflow.MlflowException:
                     finished = False
             cuts += not finished
             use(monkeypatch, service.settings.mlflow_url)
             second = tracker_of(offered)
             assert second.mirror()
-            entries = second.log_checkpoints(offered.rows, offered.candidates)
+            entries = second.log_checkpoints(offered.checkpoints)
             assert curves_of(client, second) == {"it1/train": expected(CURVE)}
             found = entries_of(second)
             assert sorted(model.tags["sha256"] for model in found) == sorted(entries)
@@ -136,17 +136,17 @@ def test_an_entry_holds_what_is_known_of_a_checkpoint_and_a_second_look_adds_not
     offered = write_offered(tmp_path / "run")
     tracker = tracker_of(offered)
     tracker.mirror()
-    entries = tracker.log_checkpoints(offered.rows, offered.candidates)
-    assert tracker_of(offered).log_checkpoints(offered.rows, offered.candidates) == entries
+    entries = tracker.log_checkpoints(offered.checkpoints)
+    assert tracker_of(offered).log_checkpoints(offered.checkpoints) == entries
     found = {model.params["step"]: model for model in entries_of(tracker)}
     best = {metric.key: metric.value for metric in found["12"].metrics}
-    wanted = {"masked_loss": 3.988, "masked_accuracy": 0.112}
-    assert best == pytest.approx({**wanted, "abx_within_best_layer": 10.0, "abx_across_best_layer": 20.0})
+    wanted = {"validation_loss": 3.988, "masked_accuracy": 0.112}
+    assert best == pytest.approx({**wanted, "abx_within": 10.0, "abx_across": 20.0, "pnmi": 0.2})
     assert {metric.key for metric in found["4"].metrics} == set(wanted)
-    assert found["12"].tags["checkpoint_path"] == offered.candidates[-1].checkpoint
+    assert found["12"].tags["checkpoint_path"] == offered.checkpoints[-1].checkpoint
     assert (found["12"].tags["layer"], found["12"].tags["run"]) == ("2", str(tmp_path / "run"))
     _, run_id = tracker.ids()
-    losses = client.get_metric_history(run_id, "masked_loss")
+    losses = client.get_metric_history(run_id, "validation_loss")
     assert sorted(metric.step for metric in losses) == [4, 8, 12]
 
 
@@ -194,7 +194,7 @@ def test_two_runs_of_one_name_at_once_do_not_mix(client, tmp_path):
 
     def work(tracker, offered):
         assert tracker.mirror()
-        tracker.log_checkpoints(offered.rows, offered.candidates)
+        tracker.log_checkpoints(offered.checkpoints)
 
     threads = [threading.Thread(target=work, args=one) for one in trackers]
     for thread in threads:
@@ -207,19 +207,19 @@ def test_two_runs_of_one_name_at_once_do_not_mix(client, tmp_path):
         assert name in {"same", f"same ({offered.folder.root.parent.name})"}
         assert curves_of(client, tracker) == {"it1/train": expected(curve)}
         paths = {model.tags["checkpoint_path"] for model in entries_of(tracker)}
-        assert paths == {candidate.checkpoint for candidate in offered.candidates}
+        assert paths == {checkpoint.checkpoint for checkpoint in offered.checkpoints}
 
 
 def test_weights_are_copied_only_when_asked_and_load_from_the_copy(client, tmp_path):
     offered = write_offered(tmp_path / "run", num_checkpoints=2)
     tracker = tracker_of(offered)
-    entries = tracker.log_checkpoints(offered.rows, offered.candidates)
+    entries = tracker.log_checkpoints(offered.checkpoints)
     for entry in entries.values():
         assert {file.path for file in client.list_logged_model_artifacts(entry)} == {
             "MLmodel"
         }  # MLflow's own, a few lines
-    tracker.upload(offered.rows, entries)
-    tracker.upload(offered.rows, entries)
+    tracker.upload(offered.checkpoints, entries)
+    tracker.upload(offered.checkpoints, entries)
     for sha256, entry in entries.items():
         copy = mlflow.artifacts.download_artifacts(f"models:/{entry}", dst_path=str(tmp_path / entry))
         assert weights_digest(Path(copy), "the copy") == sha256
