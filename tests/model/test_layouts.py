@@ -9,7 +9,8 @@ import torchaudio
 from torch import Tensor, nn
 
 from hubert.core.errors import ConfigError, DataError
-from hubert.model.formats.dimensions import fairseq_settings, infer_config, transformers_settings
+from hubert.model.formats.declared import fairseq_settings, transformers_settings
+from hubert.model.formats.dimensions import infer_config
 from hubert.model.formats.layouts import HEAD, LAYOUTS, class_rows, convert, rename, unwrap
 from hubert.model.hubert import HuBERT, HuBERTPretrain
 from hubert.settings.model import SIZES, ModelConfig, build_config
