@@ -2,10 +2,12 @@
 
 import codecs
 import json
+import lzma
 import re
 import tarfile
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hubert.core.errors import DataError
@@ -17,10 +19,12 @@ _MARKUP = re.compile(rb"<(!doctype|html|head|body|\?xml|error)", re.IGNORECASE)
 _ANNEX = re.compile(rb"(\.\./)*(\.git)?/annex/objects/|/annex/objects/")
 
 # What begins with these bytes, and what to do with it.
-_BINARY = {
+_COMPRESSED = {
     b"\x1f\x8b": "data compressed by gzip. Fix: unpack it, and name what was in it",
     b"BZh": "data compressed by bzip2. Fix: unpack it, and name what was in it",
     b"\xfd7zXZ": "data compressed by xz. Fix: unpack it, and name what was in it",
+}
+_BINARY = {
     b"\x28\xb5\x2f\xfd": "data compressed by zstd. Fix: unpack it, and name what was in it",
     b"7z\xbc\xaf\x27\x1c": "a 7z archive. Fix: unpack it, and name what was in it",
     b"Rar!": "a RAR archive. Fix: unpack it, and name what was in it",
@@ -36,8 +40,12 @@ _BINARY = {
 }
 
 
-def recognise(path: Path) -> str:
+def recognise(path: Path, *, may_be_compressed: bool = False) -> str:
     """Say what a file is, if that explains why it cannot be read.
+
+    Args:
+        path: of the file.
+        may_be_compressed: compression by gzip, bzip2 or xz explains nothing, as the reader undoes it.
 
     Returns:
         A description that follows "it is", with the fix where there is one: a pointer of git-lfs or git-annex, an empty file,
@@ -46,8 +54,8 @@ def recognise(path: Path) -> str:
     try:
         with path.open("rb") as file:
             start = file.read(_START)
-        return _stub(path, start) or _archive(path, start) or _other(start)
-    except (OSError, zipfile.BadZipFile):
+        return _stub(path, start) or _archive(path, start) or _other(start, {} if may_be_compressed else _COMPRESSED)
+    except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error):
         return ""
 
 
@@ -119,7 +127,7 @@ def _archive(path: Path, start: bytes) -> str:
     return ""
 
 
-def _other(start: bytes) -> str:
+def _other(start: bytes, compressed: Mapping[bytes, str]) -> str:
     if re.match(rb"Ix[A-Za-z0-9]{2}", start):
         return (
             "an index of faiss. Fix: read it where faiss is installed, and numpy.save the centroids of its quantizer "
@@ -129,7 +137,7 @@ def _other(start: bytes) -> str:
         return ""
     if _has_safetensors_header(start):
         return "a safetensors file, damaged or cut off. Fix: fetch it again"
-    binary = next((what for magic, what in _BINARY.items() if start.startswith(magic)), "")
+    binary = next((what for magic, what in (_BINARY | dict(compressed)).items() if start.startswith(magic)), "")
     if binary or b"\0" in start:
         return binary
     try:

@@ -67,8 +67,13 @@ class FeatureSource:
         """What makes two sources the same: the weights' hash, not the place where they lie."""
         if self.is_mfcc:
             return {"kind": "mfcc", "dimension": DIMENSION}
-        left_out = {"checkpoint", "name"} | ({"normalize_waveform"} if self.normalize_waveform is None else set())
-        return {"kind": "layer", **{name: value for name, value in asdict(self).items() if name not in left_out}}
+        places = ("checkpoint", "name")
+        return {"kind": "layer", **{name: value for name, value in self.record.items() if name not in places}}
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The fields that are written down in a run's settings; TOML has no None."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     def check_dimension(self, dimension: int, where: Path) -> None:
         """Compare a codebook's dimension with that of the features, where the checkpoint is here.

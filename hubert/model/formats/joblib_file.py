@@ -50,7 +50,7 @@ def load_joblib(path: str | Path) -> tuple[Any, str]:
     except FileNotFoundError as error:
         raise DataError(f"{path}: expected a file of joblib, found none") from error
     except Exception as error:  # a damaged or hostile pickle ends in whatever error its instructions lead to
-        if what := recognise(path):
+        if what := recognise(path, may_be_compressed=True):
             raise DataError(f"{path}: expected a file of joblib; it is {what}") from error
         raise DataError(
             f"{path}: cannot be read as a file of joblib ({type(error).__name__}: {str(error)[:200]}). Likely cause: a broken "
