@@ -113,15 +113,8 @@ def build_source(args: argparse.Namespace) -> "FeatureSource":
 
     of_layer = {name: getattr(args, name) for name in ("checkpoint", "layer", "convention")}
     if args.kind == "mfcc":
-        given = [
-            f"--{name}"
-            for name, value in {
-                **of_layer,
-                "sha256": args.sha256,
-                "normalize-waveform": args.normalize_waveform,
-            }.items()
-            if value
-        ]
+        others = {**of_layer, "sha256": args.sha256, "normalize-waveform": args.normalize_waveform}
+        given = [f"--{name}" for name, value in others.items() if value]
         if given:
             raise ConfigError(f"--kind mfcc has no {', '.join(given)}; for a layer of a model say --kind layer")
         source = FeatureSource()
