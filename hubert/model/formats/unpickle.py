@@ -112,8 +112,9 @@ def _load_with_torch(path: Path, names: set[str]) -> Any:
             replaced.append((stand_in(name), name))
         else:
             raise refusal(path, name)
-    with _loading, torch.serialization.safe_globals(list(replaced)):
-        return torch.load(path, map_location="cpu", weights_only=True)
+    # The open file, not its path: of a path torch believes the suffix .safetensors.
+    with _loading, torch.serialization.safe_globals(list(replaced)), path.open("rb") as file:
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _zipped_pickle(path: Path) -> io.BytesIO:
