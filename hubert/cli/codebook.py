@@ -52,9 +52,11 @@ def add_commands(commands: Any) -> None:
 
 def _add_import(actions: Any) -> None:
     command = actions.add_parser(
-        "import", help="read scikit-learn's centroids, without running the file", epilog=_IMPORT
+        "import", help="read another program's centroids, without running the file", epilog=_IMPORT
     )
-    command.add_argument("file", metavar="FILE", type=Path, help="joblib file (or pickle), .npy or .safetensors")
+    command.add_argument(
+        "file", metavar="FILE", type=Path, help="joblib file (or pickle), .npy, .npz, .pt or .safetensors"
+    )
     command.add_argument("--output", metavar="FILE", type=Path, required=True, help="a .safetensors file")
     command.add_argument("--kind", choices=("mfcc", "layer"), required=True, help="what was clustered")
     command.add_argument(
@@ -73,6 +75,11 @@ def _add_import(actions: Any) -> None:
         choices=("float32", "bfloat16"),
         default="float32",
         help="arithmetic of the model (default: %(default)s)",
+    )
+    command.add_argument(
+        "--normalize-waveform",
+        choices=("true", "false"),
+        help="whether the model got normalised waveforms, where features.normalize_waveform says so (default: as its files say)",
     )
     command.set_defaults(handler=run_import)
 
@@ -106,7 +113,8 @@ def build_source(args: argparse.Namespace) -> "FeatureSource":
 
     of_layer = {name: getattr(args, name) for name in ("checkpoint", "layer", "convention")}
     if args.kind == "mfcc":
-        given = [f"--{name}" for name, value in {**of_layer, "sha256": args.sha256}.items() if value]
+        others = {**of_layer, "sha256": args.sha256, "normalize-waveform": args.normalize_waveform}
+        given = [f"--{name}" for name, value in others.items() if value]
         if given:
             raise ConfigError(f"--kind mfcc has no {', '.join(given)}; for a layer of a model say --kind layer")
         source = FeatureSource()
@@ -127,7 +135,11 @@ def build_source(args: argparse.Namespace) -> "FeatureSource":
             raise ConfigError(f"--sha256 {sha256}: expected 64 hex digits")
         if args.layer < 1:
             raise ConfigError(f"--layer {args.layer}: layers count from 1")
-        source = FeatureSource(checkpoint, sha256, args.layer, args.convention == "before-residual", args.dtype)
+        before_residual = args.convention == "before-residual"
+        normalize = None if args.normalize_waveform is None else args.normalize_waveform == "true"
+        source = FeatureSource(
+            checkpoint, sha256, args.layer, before_residual, args.dtype, normalize_waveform=normalize
+        )
     if args.frame_rate != source.frame_rate:
         raise ConfigError(
             f"--frame-rate {args.frame_rate}: {args.kind} features have {source.frame_rate} frames per second here; a codebook "

@@ -46,7 +46,8 @@ class FeatureExtractor:
     @cached_property
     def _teacher(self) -> HuBERT:
         check_weights(Path(self.source.checkpoint), self.source.sha256)
-        teacher = HuBERT.from_pretrained(self.source.checkpoint).eval().to(self.device)
+        normalize = self.source.normalize_waveform
+        teacher = HuBERT.from_pretrained(self.source.checkpoint, normalize_waveform=normalize).eval().to(self.device)
         if self.source.dtype == "bfloat16":
             keep_products_in_bfloat16(teacher)
         return teacher

@@ -26,6 +26,7 @@ class FeatureSource:
     before_residual: bool = False
     dtype: str = "float32"
     name: str = ""
+    normalize_waveform: bool | None = None
 
     @classmethod
     def of_layer(
@@ -38,16 +39,18 @@ class FeatureSource:
             sha256: of its weights.
             layer: from 1.
             settings: the convention by which the layer is read.
-            name: what people call it, such as a Hugging Face id; empty: the name of its folder.
+            name: what people call it, such as a Hugging Face id; empty for the outcome of the run's own previous iteration,
+                which says itself how it was trained.
 
         Raises:
             ConfigError: it has no such layer.
             DataError: it cannot be loaded.
         """
-        num_layers = read_config(checkpoint).num_layers
+        normalize_waveform = settings.normalize_waveform if name else None
+        num_layers = read_config(checkpoint, normalize_waveform=normalize_waveform).num_layers
         if not 1 <= layer <= num_layers:
             raise ConfigError(f"layer {layer}: the teacher {name or checkpoint} has layers 1 to {num_layers}")
-        return cls(str(checkpoint), sha256, layer, settings.before_residual, settings.dtype, name)
+        return cls(str(checkpoint), sha256, layer, settings.before_residual, settings.dtype, name, normalize_waveform)
 
     @property
     def is_mfcc(self) -> bool:
@@ -65,7 +68,12 @@ class FeatureSource:
         if self.is_mfcc:
             return {"kind": "mfcc", "dimension": DIMENSION}
         places = ("checkpoint", "name")
-        return {"kind": "layer", **{name: value for name, value in asdict(self).items() if name not in places}}
+        return {"kind": "layer", **{name: value for name, value in self.record.items() if name not in places}}
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The fields that are written down in a run's settings; TOML has no None."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     def check_dimension(self, dimension: int, where: Path) -> None:
         """Compare a codebook's dimension with that of the features, where the checkpoint is here.
@@ -75,12 +83,16 @@ class FeatureSource:
         """
         if not self.is_mfcc and not Path(self.checkpoint).exists():
             return
-        expected = self.identity["dimension"] if self.is_mfcc else read_config(Path(self.checkpoint)).dim
+        expected = self.identity["dimension"] if self.is_mfcc else self._model_dimension
         if dimension != expected:
             raise DataError(
                 f"{where}: its centroids have {dimension} dimensions, {self.describe()} has {expected}; "
                 "the codebook was fitted on other features"
             )
+
+    @property
+    def _model_dimension(self) -> int:
+        return read_config(Path(self.checkpoint), normalize_waveform=self.normalize_waveform).dim
 
     def describe(self) -> str:
         """Return a short name for people."""

@@ -71,7 +71,8 @@ class TimeNormConvLayer(nn.Module):
     """The base model's first convolution: strided, each channel normalised over an utterance's time, GELU.
 
     A channel's mean and variance over time follow from the mean and the covariance of the windows that it looks at, and
-    normalising is then another weight of the same convolution: w (scale / std) and a shift. So the model's largest
+    normalising is then another weight of the same convolution: w (scale / std) and a shift. A bias of the convolution moves
+    the mean by as much as the output, and is gone: it is kept with the weights and not computed. So the model's largest
     activation is written only once, and statistics over true lengths cost nothing extra. The covariance is taken in
     float64, as a filter may remove most of the energy of its windows.
     """

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hubert.core.errors import ConfigError
-from hubert.model.formats.dimensions import fairseq_symbols
+from hubert.model.formats.declared import fairseq_symbols
 from hubert.model.formats.files import write_folder
 from hubert.model.formats.layouts import ENCODER, HEAD, OWN, convert, is_own, select_classes, unwrap
 from hubert.model.formats.read import fill, read_pretrained
@@ -63,6 +63,7 @@ class EncoderFiles(nn.Module):
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
+        normalize_waveform: bool | None = None,
     ) -> Self:
         """Load a released checkpoint or one of ours, without its head, in evaluation mode and float32.
 
@@ -70,9 +71,10 @@ class EncoderFiles(nn.Module):
         pytorch_model.bin, sharded or not; HubertModel or fine-tuned); single files of fairseq, s3prl, torchaudio,
         transformers, minimal_hubert or ours (.pt, .pth, .bin, .safetensors). No code of a checkpoint is run.
 
-        Sizes are read from the weights. Whether the waveform is normalised comes from the checkpoint's configuration;
-        without one, models with LayerNorms in the extractor (large, xlarge) normalise and base does not, as fairseq
-        pretrained them (`hubert.model.formats.dimensions` has the rules).
+        Sizes are read from the weights, and a configuration has to agree with them. Whether the waveform is normalised comes
+        from the checkpoint's configuration (`hubert.model.formats.declared` has the rules); without one, models with LayerNorms
+        in the extractor (large, xlarge) normalise and base does not, as fairseq pretrained them. docs/models.md lists what
+        loads and what does not.
 
         Args:
             name: a folder or file; else a Hugging Face id such as `facebook/hubert-base-ls960`, or an http(s) URL.
@@ -80,14 +82,22 @@ class EncoderFiles(nn.Module):
             token: for private repositories on the Hub.
             cache_dir: where downloads are kept.
             local_files_only: use what was downloaded before, and no network.
+            normalize_waveform: whether the model was trained on waveforms of mean 0 and variance 1, if you know better than its
+                files; None: as they say.
 
         Raises:
             ConfigError, TransientError: the name is no path here, and the Hub or the server does not have it, or cannot be
                 reached.
-            DataError: the folder or one of its files is missing, damaged or of no known layout.
+            DataError: the folder or one of its files is missing, damaged or of no known layout, or the configuration contradicts
+                the weights.
         """
         found = read_pretrained(
-            name, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+            name,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            normalize_waveform=normalize_waveform,
         )
         with torch.device("meta"):  # no random weights for nothing
             model = cls(found.config)
@@ -149,6 +159,7 @@ class PretrainFiles(nn.Module):
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
+        normalize_waveform: bool | None = None,
     ) -> Self:
         """Load what `HuBERT.from_pretrained` loads, with its head, in evaluation mode and float32.
 
@@ -161,6 +172,7 @@ class PretrainFiles(nn.Module):
             token: as there.
             cache_dir: as there.
             local_files_only: as there.
+            normalize_waveform: as there.
 
         Raises:
             ConfigError: no head and no `num_classes`; or as there.
@@ -168,7 +180,12 @@ class PretrainFiles(nn.Module):
             TransientError: as there.
         """
         found = read_pretrained(
-            name, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+            name,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            normalize_waveform=normalize_waveform,
         )
         head = found.whole_head(num_classes)
         saved_classes = None if head is None else len(head["class_embeddings"])

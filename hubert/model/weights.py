@@ -13,8 +13,9 @@ from pathlib import Path
 from hubert.core.errors import ConfigError, DataError, TransientError
 from hubert.core.files import read_json
 from hubert.core.hashing import digest, file_digest
-from hubert.model.formats.files import WEIGHT_FILES, weight_files
+from hubert.model.formats.files import CONFIG_FILE, WEIGHT_FILES, weight_files
 from hubert.model.formats.hub import locate
+from hubert.model.formats.read import own_config
 from hubert.model.hubert import HuBERT
 from hubert.settings.model import ModelConfig
 
@@ -90,13 +91,22 @@ def _digest_of(checkpoint: Path, _size: int, _mtime_ns: int) -> str:
     return weights_digest(checkpoint, str(checkpoint))
 
 
-def read_config(checkpoint: Path) -> ModelConfig:
-    """Return the dimensions of a checkpoint: from the configuration of one of ours, else by loading it.
+def read_config(checkpoint: Path, *, normalize_waveform: bool | None = None) -> ModelConfig:
+    """Return the configuration of a checkpoint: what is written in one of ours, else by loading it.
+
+    Args:
+        checkpoint: its folder or file.
+        normalize_waveform: what is known of it from elsewhere; None: as its files say.
 
     Raises:
         DataError: it cannot be loaded.
     """
-    content = read_json(checkpoint / "config.json") or {}
+    content = read_json(checkpoint / CONFIG_FILE) or {}
     if isinstance(content.get("model"), dict):
-        return ModelConfig.model_validate(content["model"])
-    return HuBERT.from_pretrained(checkpoint).config
+        config = own_config(checkpoint, content)
+        return (
+            config
+            if normalize_waveform is None
+            else config.model_copy(update={"normalize_waveform": normalize_waveform})
+        )
+    return HuBERT.from_pretrained(checkpoint, normalize_waveform=normalize_waveform).config

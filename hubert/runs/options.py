@@ -103,7 +103,7 @@ def _change(remembered: Resolved, recipe: Recipe, wishes: Wishes) -> Resolved:
         raise ConfigError(
             f"data {str(data)!r}: expected a folder of audio, an archive or a manifest; it does not exist"
         )
-    changes: dict[str, Any] = {"recipe": recipe, "data": str(data), "source": vars(source)}
+    changes: dict[str, Any] = {"recipe": recipe, "data": str(data), "source": source.record}
     changes |= {"chosen": chosen, "chosen_by": chosen_by}
     settings = recipe.iteration(remembered.number)
     changes["init"] = settle_init(settings.train, remembered.init)

@@ -70,7 +70,7 @@ def resolve(
         data=str(location),
         recipe=settings,
         recipe_name=recipe,
-        source=vars(source),
+        source=source.record,
         chosen=chosen,
         chosen_by=chosen_by,
         init=settle_init(own.train, before.init if before else None),

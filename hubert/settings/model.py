@@ -90,11 +90,6 @@ class ModelConfig(BaseModel):
                 f"conv_layers make a frame of {field} samples every {hop}; units, labels and evaluation count on "
                 f"{RECEPTIVE_FIELD} every {HOP}: change the channels only"
             )
-        if self.conv_bias and self.extractor_norm == "group":
-            raise ValueError(
-                "conv_bias = true does nothing with extractor_norm = group, which subtracts it again; "
-                "no published model has both: set conv_bias = false or extractor_norm = layer"
-            )
         return self
 
 

@@ -65,6 +65,11 @@ class FeatureSettings(Section):
         "cluster a layer's feed-forward output before the residual sum (minimal_hubert) instead of its full output (fairseq)",
     )
     dtype: Literal["float32", "bfloat16"] = setting("float32", "arithmetic of the teacher's forward pass")
+    # Enters the key by the source that is clustered: `FeatureSource.identity`.
+    normalize_waveform: bool | None = setting(
+        None,
+        "whether a teacher that is given was trained on normalised waveforms [task.normalize]; none: as its files say",
+    )
     batch_seconds: float = setting(
         120.0, "audio per forward pass of the teacher, in seconds; on a CPU at most 30", affects=False, gt=0
     )

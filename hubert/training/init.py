@@ -46,7 +46,8 @@ def settle_init(train: TrainSettings, before: Mapping[str, Any] | None = None) -
         settled = dict(before)
     else:
         origin = find_origin(train.init, "train.init")
-        settled = {**asdict(origin), "config": read_config(Path(origin.checkpoint)).model_dump(mode="json")}
+        config = read_config(Path(origin.checkpoint), normalize_waveform=train.model.get("normalize_waveform"))
+        settled = {**asdict(origin), "config": config.model_dump(mode="json")}
     check_dimensions(ModelConfig.model_validate(settled["config"]), train)
     return settled
 
@@ -54,12 +55,15 @@ def settle_init(train: TrainSettings, before: Mapping[str, Any] | None = None) -
 def check_dimensions(found: ModelConfig, train: TrainSettings) -> None:
     """Make sure that a checkpoint's encoder is the one that the settings describe.
 
-    Nothing is taken over silently: what `hubert plan` and the reports say of a run is worked out from its settings.
+    Nothing is taken over silently: what `hubert plan` and the reports say of a run is worked out from its settings. Whether
+    waveforms are normalised may be set against what the checkpoint's files say, which for some released models is wrong.
 
     Raises:
         ConfigError: the dimensions differ; names those of both sides, and the size that fits.
     """
     wanted = build_config(train.size, train.model)
+    if train.model.get("normalize_waveform") is not None:
+        found = found.model_copy(update={"normalize_waveform": wanted.normalize_waveform})
     differing = _differing(found, wanted)
     if not differing:
         return

@@ -329,7 +329,8 @@ class Trainer:
             return
         if self.job.init_sha256:
             check_weights(Path(self.job.init), self.job.init_sha256)
-        encoder = HuBERT.from_pretrained(self.job.init)
+        normalize = self.settings.model.get("normalize_waveform")
+        encoder = HuBERT.from_pretrained(self.job.init, normalize_waveform=normalize)
         check_dimensions(encoder.config, self.settings)
         self.model.hubert.load_state_dict(encoder.state_dict())
         self.say(f"the encoder's weights are those of {self.settings.init} ({self.job.init})")

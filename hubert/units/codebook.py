@@ -16,6 +16,7 @@ from torch import Tensor
 from hubert.core.errors import DataError
 from hubert.core.files import atomic_write
 from hubert.core.hashing import digest
+from hubert.core.recognise import recognise
 from hubert.features.source import FeatureSource, describe_source
 
 CHUNK = 1 << 16  # frames that are read at once: (65,536, 768) float32 are 201 MB
@@ -73,13 +74,14 @@ class Codebook:
         """Read a codebook.
 
         Raises:
-            DataError: the file is missing, or none of ours.
+            DataError: the file is missing, none of ours, or its centroids are no table of finite numbers.
         """
         try:
             opened = safe_open(path, framework="pt")
         except (OSError, SafetensorError) as error:
+            said = f"it is {what}" if (what := recognise(path)) else str(error)
             raise DataError(
-                f"{path}: expected a codebook of ours: {error}; `hubert codebook import` makes one of another program's file"
+                f"{path}: expected a codebook of ours: {said}; `hubert codebook import` makes one of another program's file"
             ) from error
         with opened as file:
             header = file.metadata() or {}
@@ -88,7 +90,27 @@ class Codebook:
                     f"{path}: expected a codebook of ours with `centroids` and its metadata, found {list(file.keys())}; "
                     "`hubert codebook import` makes one of another program's file"
                 )
-            return cls(file.get_tensor("centroids"), json.loads(header["codebook"]))
+            centroids, metadata = file.get_tensor("centroids"), json.loads(header["codebook"])
+        if centroids.ndim != 2 or not centroids.is_floating_point():
+            raise DataError(
+                f"{path}: expected centroids (K, D) of floats, found {tuple(centroids.shape)} {centroids.dtype}; it was edited"
+            )
+        check_centroids(centroids, path)
+        return cls(centroids.float(), metadata)
+
+
+def check_centroids(centroids: Tensor, where: Path) -> None:
+    """Refuse centroids that are not finite: no frame is nearest to them, or all are.
+
+    Raises:
+        DataError: names the first of them.
+    """
+    rows = (~centroids.isfinite().all(1)).nonzero()[:, 0]
+    if len(rows):
+        raise DataError(
+            f"{where}: {len(rows)} of {len(centroids)} centroids, {rows[:5].tolist()} are not finite as float32; the fit had "
+            "diverged, make a new one"
+        )
 
 
 @torch.no_grad()

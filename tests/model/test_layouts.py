@@ -9,13 +9,14 @@ import torchaudio
 from torch import Tensor, nn
 
 from hubert.core.errors import ConfigError, DataError
-from hubert.model.formats.dimensions import fairseq_settings, infer_config, transformers_settings
+from hubert.model.formats.declared import fairseq_settings, transformers_settings
+from hubert.model.formats.dimensions import infer_config
 from hubert.model.formats.layouts import HEAD, LAYOUTS, class_rows, convert, rename, unwrap
 from hubert.model.hubert import HuBERT, HuBERTPretrain
 from hubert.settings.model import SIZES, ModelConfig, build_config
 from tests.model.test_model import (
     BASE_LIKE,
-    LARGE_LIKE,
+    CONFIGS,
     LARGE_LIKE_BIAS,
     QUIET,
     SMALL,
@@ -90,7 +91,7 @@ def assert_same_numbers(
 
 
 @pytest.mark.parametrize("samples", LENGTHS)
-@pytest.mark.parametrize("config", [BASE_LIKE, LARGE_LIKE, LARGE_LIKE_BIAS], ids=["base", "large", "bias"])
+@CONFIGS
 def test_transformers_weights_give_transformers_numbers(config, samples):
     reference = transformers_encoder(config)
     model = HuBERT(config).eval()
@@ -101,7 +102,7 @@ def test_transformers_weights_give_transformers_numbers(config, samples):
 
 
 @pytest.mark.parametrize("samples", LENGTHS)
-@pytest.mark.parametrize("config", [BASE_LIKE, LARGE_LIKE, LARGE_LIKE_BIAS], ids=["base", "large", "bias"])
+@CONFIGS
 def test_torchaudios_weights_give_torchaudios_numbers(config, samples):
     reference = torchaudio_encoder(config).eval()
     model = HuBERT(config).eval()

@@ -121,6 +121,124 @@ def test_other_files_of_centroids_are_read(tmp_path, estimator, write):
     assert np.array_equal(import_codebook(path, FeatureSource()).centroids.numpy(), centroids)
 
 
+def write_torch(path, content, form):
+    torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+@pytest.mark.parametrize("shape", ["tensor", "parameter", "dict", "nested", "several", "array"])
+def test_centroids_that_torch_saved_are_read(tmp_path, estimator, shape, form):
+    """A tensor, an array, or a dict around them; the suffix says nothing."""
+    centroids = torch.from_numpy(estimator.cluster_centers_)
+    content = {
+        "tensor": centroids,
+        "parameter": torch.nn.Parameter(centroids),
+        "dict": {"whatever": centroids, "counts": torch.ones(24), "step": 3},
+        "nested": {"state_dict": {"quantizer": {"centroids": centroids, "other": centroids * 2}}},
+        "several": {"cluster_centers_": centroids.numpy(), "components": centroids * 2},
+        "array": centroids.numpy(),
+    }[shape]
+    for name in ("km.pt", "km.bin", "km"):
+        write_torch(tmp_path / name, content, form)
+        codebook = import_codebook(tmp_path / name, FeatureSource())
+        assert np.array_equal(codebook.centroids.numpy(), estimator.cluster_centers_)
+        assert not codebook.centroids.requires_grad
+    assert codebook.metadata["imported"] == codebook.metadata["imported"] | {"file": "km", "dtype": "float32"}
+
+
+@pytest.mark.parametrize("form", ["safetensors", "zip", "legacy"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_every_float_is_read_and_its_precision_is_written_down(tmp_path, estimator, dtype, form):
+    wanted = torch.from_numpy(estimator.cluster_centers_).to(getattr(torch, dtype))
+    path = tmp_path / "km.safetensors"
+    if form == "safetensors":
+        save_file({"centroids": wanted}, path)
+    else:
+        write_torch(path, wanted, form)
+    codebook = import_codebook(path, FeatureSource())
+    assert codebook.centroids.dtype == torch.float32
+    assert codebook.centroids.equal(wanted.float())
+    assert codebook.metadata["imported"]["dtype"] == dtype
+    export_codebook(codebook, tmp_path / "again.bin", "joblib")
+    again = joblib.load(tmp_path / "again.bin").cluster_centers_
+    assert np.array_equal(again, wanted.to(torch.float64 if dtype == "float64" else torch.float32).float().numpy())
+
+
+def test_numpys_archive_of_arrays_is_read_if_it_is_clear_which_is_meant(tmp_path, estimator):
+    centroids = estimator.cluster_centers_
+    np.savez(tmp_path / "one.npz", table=centroids, inertia=np.float32(3.0), counts=np.arange(24))
+    np.savez_compressed(tmp_path / "named.npz", centroids=centroids, mean=centroids * 2)
+    np.savez(tmp_path / "unclear.npz", a=centroids, b=centroids)
+    for name in ("one", "named"):
+        assert np.array_equal(import_codebook(tmp_path / f"{name}.npz", FeatureSource()).centroids.numpy(), centroids)
+    with pytest.raises(DataError, match=r"one table of centroids \(K, D\) of floats, found a \(24, 39\) float32, b "):
+        import_codebook(tmp_path / "unclear.npz", FeatureSource())
+    np.save(tmp_path / "km.bin", centroids)
+    (tmp_path / "km.bin.npy").rename(tmp_path / "km.bin")
+    assert np.array_equal(import_codebook(tmp_path / "km.bin", FeatureSource()).centroids.numpy(), centroids)
+
+
+@pytest.mark.parametrize("form", ["npy", "npz", "safetensors", "torch", "joblib", "estimator"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
+def test_centroids_that_are_not_finite_in_float32_are_refused_in_every_form(tmp_path, estimator, form, value):
+    centroids = estimator.cluster_centers_.astype(np.float64)
+    centroids[3, 5] = value
+    path = tmp_path / f"km.{form}"
+    match form:
+        case "npy":
+            np.save(path, centroids)
+        case "npz":
+            np.savez(path, centroids)
+        case "safetensors":
+            save_file({"centroids": torch.from_numpy(centroids)}, path)
+        case "torch":
+            torch.save(torch.from_numpy(centroids), path)
+        case "joblib":
+            joblib.dump(centroids, path)
+        case _:
+            broken = fit(frames_of("random", np.float64))
+            broken.cluster_centers_ = centroids
+            joblib.dump(broken, path)
+    with pytest.raises(DataError, match=r"1 of 24 centroids, \[3\] are not finite as float32"):
+        import_codebook(path, FeatureSource())
+
+
+def test_a_codebook_of_ours_that_was_edited_is_refused(tmp_path, estimator):
+    np.save(tmp_path / "km.npy", estimator.cluster_centers_)
+    codebook = import_codebook(tmp_path / "km.npy", FeatureSource())
+    cases = {
+        "nan": (torch.full((24, 39), torch.nan), "24 of 24 centroids"),
+        "flat": (torch.zeros(24), r"centroids \(K, D\) of floats, found \(24,\)"),
+        "integers": (torch.zeros(24, 39, dtype=torch.int32), "found .*int32"),
+    }
+    for name, (centroids, message) in cases.items():
+        Codebook(centroids, codebook.metadata).save(tmp_path / name)
+        with pytest.raises(DataError, match=message):
+            Codebook.load(tmp_path / name)
+    Codebook(codebook.centroids.bfloat16(), codebook.metadata).save(tmp_path / "half")
+    assert Codebook.load(tmp_path / "half").centroids.equal(codebook.centroids.bfloat16().float())
+
+
+def test_an_estimator_that_is_no_kmeans_gives_no_centroids(tmp_path):
+    from sklearn.decomposition import PCA
+
+    joblib.dump(PCA(5).fit(frames_of("random", np.float32)), tmp_path / "pca.bin")
+    with pytest.raises(DataError, match="cluster_centers_ .*found a sklearn.*PCA"):
+        import_codebook(tmp_path / "pca.bin", FeatureSource())
+
+
+def test_a_codebook_says_whether_its_teacher_got_normalised_waveforms(tmp_path):
+    np.save(tmp_path / "km.npy", np.random.default_rng(0).normal(size=(5, 768)))
+    options = ["--kind", "layer", "--frame-rate", 50, "--checkpoint", LAYER.checkpoint, "--sha256", LAYER.sha256]
+    options += ["--layer", 6, "--convention", "output", "--output", tmp_path / "ours.safetensors"]
+    code, _, errors = hubert("codebook", "import", tmp_path / "km.npy", *options, "--normalize-waveform", "true")
+    assert code == 0, errors
+    codebook = Codebook.load(tmp_path / "ours.safetensors")
+    codebook.check_source(FeatureSource(LAYER.checkpoint, LAYER.sha256, 6, normalize_waveform=True))
+    with pytest.raises(DataError, match="normalize_waveform=True, the features are"):
+        codebook.check_source(LAYER)
+
+
 def test_an_imported_codebook_names_its_source_and_refuses_another(tmp_path, estimator):
     np.save(tmp_path / "km.npy", np.random.default_rng(0).normal(size=(5, 768)))
     codebook = import_codebook(tmp_path / "km.npy", LAYER)

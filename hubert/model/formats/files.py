@@ -1,6 +1,7 @@
 """Files of a checkpoint folder: their names, which of them hold the weights, and our own format written."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from hubert.core.errors import DataError
 from hubert.core.files import atomic_write, read_json, write_json
+from hubert.core.recognise import recognise, refuse_stub
 from hubert.model.formats.layouts import OWN
 from hubert.settings.model import ModelConfig
 
@@ -57,7 +59,8 @@ def weight_files(checkpoint: Path) -> list[Path]:
         The files; none if the folder has none of `WEIGHT_FILES`.
 
     Raises:
-        DataError: config.json is damaged or asks for a program; the index is damaged, or a file that it names is missing.
+        DataError: config.json is damaged or asks for a program; the index is damaged, or a file that it names is missing; a
+            file stands for another one (a pointer of git-lfs), is empty or a web page; one part of several was named.
     """
     content = _read_settings(checkpoint) or {}
     chosen = checkpoint
@@ -65,7 +68,27 @@ def weight_files(checkpoint: Path) -> list[Path]:
         named = content.get("weights")
         names = [named, *WEIGHT_FILES] if named in WEIGHT_FILES else WEIGHT_FILES
         chosen = checkpoint / next((name for name in names if (checkpoint / name).is_file()), WEIGHTS_FILE)
-    return [chosen, *_indexed_files(chosen)] if chosen.is_file() else []
+    if not chosen.is_file():
+        return []
+    files = [chosen, *_indexed_files(chosen)]
+    for file in files:
+        refuse_stub(file)
+    refuse_part(chosen)
+    return files
+
+
+def refuse_part(file: Path) -> None:
+    """Refuse one part of weights that were written in several: its layers alone would pass for a smaller model.
+
+    Raises:
+        DataError: the file's name says that it is one.
+    """
+    match = re.search(r"-(\d{5})-of-(\d{5})\.\w+$", file.name)
+    if match and int(match[2]) > 1:
+        raise DataError(
+            f"{file}: expected all weights of a model; by its name this is part {int(match[1])} of {int(match[2])}. Fix: give "
+            "the folder with all parts, or the file that ends in .index.json"
+        )
 
 
 def refuse_programs(folder: Path, where: str) -> None:
@@ -97,12 +120,20 @@ def _read_settings(checkpoint: Path) -> dict[str, Any] | None:
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     if not (folder / CONFIG_FILE).exists() or (folder != checkpoint and not _lies_in_folder(checkpoint)):
         return None
-    content = read_json(folder / CONFIG_FILE)
-    if content is None:
-        raise DataError(
-            f"{folder / CONFIG_FILE}: expected a JSON object, found nothing readable; the folder is no checkpoint"
-        )
+    content = read_object(folder / CONFIG_FILE)
     refuse_programs(folder, str(folder))
+    return content
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object of a checkpoint's folder; None if there is no such file.
+
+    Raises:
+        DataError: it is something else.
+    """
+    content = read_json(path)
+    if content is None and path.exists():
+        raise DataError(f"{path}: expected a JSON object; it is {recognise(path) or 'something else, or damaged'}")
     return content
 
 
@@ -114,11 +145,20 @@ def _indexed_files(path: Path) -> list[Path]:
     """
     if not path.name.endswith(".index.json"):
         return []
-    names = (read_json(path) or {}).get("weight_map")
-    if not isinstance(names, dict) or not names or any(Path(str(name)).name != name for name in names.values()):
-        raise DataError(f"{path}: expected a weight_map from names to files beside it")
-    files = [path.parent / name for name in sorted(set(names.values()))]
+    files = [path.parent / name for name in sorted(set(read_weight_map(path).values()))]
     for file in files:
         if file.suffix == ".json" or not file.is_file():
             raise DataError(f"{file}: expected a file of weights, which {path.name} names, found none; copy all parts")
     return files
+
+
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Return which file holds each weight, as an index says.
+
+    Raises:
+        DataError: it is damaged, or points out of its folder.
+    """
+    names = (read_object(index) or {}).get("weight_map")
+    if not isinstance(names, dict) or not names or any(Path(str(name)).name != name for name in names.values()):
+        raise DataError(f"{index}: expected a weight_map from names to files beside it")
+    return names

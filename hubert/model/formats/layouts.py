@@ -12,6 +12,7 @@ Everything here is a function of names and tensors; nothing reads a file.
 """
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from hubert.core.errors import DataError
 from hubert.model.formats import FORMATS
+from hubert.model.formats.released import foreign_part
 
 OWN = FORMATS[0]
 ENCODER = "hubert."  # before the encoder's names in a HuBERTPretrain
@@ -43,6 +45,9 @@ _MODULES = (
 _WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
 _LEAF = r"(?P<leaf>weight|bias|weight_g|weight_v|parametrizations\.weight\.original[01])"
 _SHOWN = 3  # names that a message gives of each kind
+_SHOWN_LEFT_OUT = 8
+
+_OTHER_CAUSE = "the weights of another kind of model (wav2vec 2.0, WavLM, SpidR), or a part of a HuBERT's only"
 
 
 @dataclass(frozen=True)
@@ -192,10 +197,12 @@ class Converted:
 def convert(weights: Mapping[str, Tensor], where: str | Path = "state dict") -> Converted:
     """Bring a state dict of any known layout under our names, in float32.
 
-    The output layer of a fine-tuned model is left out.
+    The output layer of a fine-tuned model is left out. So are other weights that stand beside a whole encoder and not within
+    it, such as the `final_proj` of ContentVec; a warning names them.
 
     Raises:
-        DataError: no known layout has these names; says which is nearest, what it misses and what it does not know.
+        DataError: no known layout has these names; says which is nearest, what it misses and what it does not know, and why
+            that is, where the names tell it.
     """
     layout, prefix = detect(weights)
     root = prefix.removesuffix(layout.inside)
@@ -214,14 +221,38 @@ def convert(weights: Mapping[str, Tensor], where: str | Path = "state dict") -> 
         elif not re.fullmatch(layout.ignored, name.removeprefix(root)):
             unexpected.append(name)
     missing = [prefix + layout.write(name) for name in _expected_names(encoder) if name not in encoder]
-    if missing or unexpected:
+    cause = _find_cause(unexpected, layout, prefix)
+    if missing or cause:
         raise DataError(
             f"{where}: expected the weights of a HuBERT in a layout of {', '.join(LAYOUTS)} (s3prl's is fairseq's). "
             f"The nearest is {layout.name}{f' behind {prefix!r}' if prefix else ''}, with {len(encoder) + len(head)} "
-            f"of its weights: {_list_names('missing', missing)}; {_list_names('unexpected', unexpected)}. Likely cause: "
-            "the weights of another kind of model (wav2vec 2.0, WavLM, SpidR), or a part of a HuBERT's only"
+            f"of its weights: {list_names('missing', missing)}; {list_names('unexpected', unexpected)}. Likely cause: "
+            f"{cause or _OTHER_CAUSE}"
+        )
+    if unexpected:
+        names = ", ".join(unexpected[:_SHOWN_LEFT_OUT]) + (", ..." if len(unexpected) > _SHOWN_LEFT_OUT else "")
+        warnings.warn(
+            f"{where}: {len(unexpected)} weights stand beside the encoder, which is whole, and are left out: {names}",
+            stacklevel=2,
         )
     return Converted(layout.name, encoder, head)
+
+
+def _find_cause(unexpected: Sequence[str], layout: Layout, prefix: str) -> str:
+    """Say what names that are not the encoder's tell of a model; empty if they only stand beside the encoder."""
+    if part := foreign_part(unexpected):
+        return part
+    layer = _LAYER.partition("{")[0]
+    read = ((other, ours) for name in unexpected for other, ours in layout.read(name))
+    others = {other for other, ours in read if other != prefix and ours[0].startswith(layer)}
+    if others:
+        places = ", ".join(repr(one) for one in sorted({prefix, *others}))
+        return (
+            f"several encoders in one file, behind {places} (a student and its teacher, an average). Fix: save the state dict of "
+            "the one that is meant"
+        )
+    inside = {prefix + module.partition(".")[0] for module in layout.modules}
+    return _OTHER_CAUSE if any(name.startswith(tuple(f"{one}." for one in inside)) for name in unexpected) else ""
 
 
 def detect(names: Iterable[str]) -> tuple[Layout, str]:
@@ -279,7 +310,8 @@ def _expected_names(found: Iterable[str]) -> list[str]:
     return expected + [f"transformer.pos_conv.conv.{leaf}" for leaf in ("bias", *_WEIGHT_NORM.values())]
 
 
-def _list_names(kind: str, names: Sequence[str]) -> str:
+def list_names(kind: str, names: Sequence[str]) -> str:
+    """Say how many names there are of a kind, and the first of them."""
     shown = ", ".join(names[:_SHOWN])
     return f"{len(names)} {kind}{f' ({shown}{", ..." if len(names) > _SHOWN else ""})' if names else ''}"
 

@@ -6,11 +6,12 @@ model.safetensors    the weights in float32 under the names of the module's stat
                      with "hubert." where there is a head
 
 `hubert.model.formats.layouts` knows the names of other programs' weights, `hubert.model.formats.dimensions` what their
-models are made of, and `hubert.model.formats.export` writes their formats.
+models are made of, `hubert.model.formats.declared` what their configurations say, and `hubert.model.formats.export` writes
+their formats.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hubert.core.errors import DataError
-from hubert.core.files import read_json
-from hubert.model.formats.dimensions import fairseq_settings, fairseq_symbols, infer_config, transformers_settings
+from hubert.core.recognise import is_safetensors, recognise
+from hubert.model.formats.declared import fairseq_settings, fairseq_symbols, transformers_settings
+from hubert.model.formats.dimensions import infer_config
 from hubert.model.formats.files import (
     CONFIG_FILE,
     PREPROCESSOR_FILE,
@@ -30,9 +32,22 @@ from hubert.model.formats.files import (
     _indexed_files,
     _lies_in_folder,
     _read_settings,
+    read_object,
+    read_weight_map,
+    refuse_part,
     weight_files,
 )
-from hubert.model.formats.layouts import ENCODER, HEAD, OWN, Converted, convert, select_classes, unwrap
+from hubert.model.formats.layouts import (
+    ENCODER,
+    HEAD,
+    OWN,
+    Converted,
+    convert,
+    detect,
+    list_names,
+    select_classes,
+    unwrap,
+)
 from hubert.settings.model import ModelConfig
 from hubert.settings.sections import explain
 
@@ -76,8 +91,11 @@ def read_pretrained(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    normalize_waveform: bool | None = None,
 ) -> Pretrained:
     """Read a checkpoint: a folder of ours or of transformers, a file of weights of any known layout, a Hub id, a URL.
+
+    `normalize_waveform` is what the caller knows of the model's training; None: as the checkpoint's files say.
 
     Raises:
         ConfigError, TransientError: from `hubert.model.formats.hub.locate`, for a name that is no path here.
@@ -94,19 +112,25 @@ def read_pretrained(
             ".bin, .safetensors); found nothing there"
         )
     if path.is_dir() or _lies_in_folder(path):
-        return read_folder(path, str(name))
-    return read_file(path, str(name))
+        found = read_folder(path, str(name), quiet=normalize_waveform is not None)
+    else:
+        found = read_file(path, str(name))
+    if normalize_waveform is None:
+        return found
+    return replace(found, config=found.config.model_copy(update={"normalize_waveform": normalize_waveform}))
 
 
-def read_folder(checkpoint: Path, where: str) -> Pretrained:
+def read_folder(checkpoint: Path, where: str, *, quiet: bool = False) -> Pretrained:
     """Read a folder with a config.json of ours or of transformers, or with weights only.
 
     Args:
         checkpoint: the folder, or the one of its files of weights to read.
         where: for messages.
+        quiet: do not warn where preprocessor_config.json's word on normalisation is not followed.
 
     Raises:
-        DataError: one of the files is missing, damaged or something else, or config.json asks for a program.
+        DataError: one of the files is missing, damaged or something else, config.json asks for a program, or contradicts the
+            weights.
     """
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     content, files = _read_settings(checkpoint), weight_files(checkpoint)
@@ -116,7 +140,7 @@ def read_folder(checkpoint: Path, where: str) -> Pretrained:
             "another name is given by its own path"
         )
     content = content or {}
-    own = _own_config(folder, content) if content.get("format") == OWN else None
+    own = own_config(folder, content) if content.get("format") == OWN else None
     if not files:
         raise DataError(
             f"{folder / WEIGHTS_FILE}: expected the weights of a checkpoint, found none of {', '.join(WEIGHT_FILES)}"
@@ -126,11 +150,17 @@ def read_folder(checkpoint: Path, where: str) -> Pretrained:
         return _read_own(where, weights, own, content.get("num_classes"))
     if "model_type" not in content and "hubert_flows" not in content:  # such as minimal_hubert's {"size": "base"}
         return read_file(weights, where)
-    settings = transformers_settings(content, read_json(folder / PREPROCESSOR_FILE), folder / CONFIG_FILE)
+    preprocessor = read_object(folder / PREPROCESSOR_FILE)
+    settings = transformers_settings(content, preprocessor, folder / CONFIG_FILE, quiet=quiet)
     return _assemble(where, convert(_read_tensors(weights), weights), settings)
 
 
-def _own_config(folder: Path, content: Mapping[str, Any]) -> ModelConfig:
+def own_config(folder: Path, content: Mapping[str, Any]) -> ModelConfig:
+    """Return the configuration of a model of ours, out of the content of its config.json.
+
+    Raises:
+        DataError: it is none.
+    """
     try:
         return ModelConfig.model_validate(content.get("model"))
     except ValidationError as error:
@@ -159,14 +189,14 @@ def read_file(path: Path, where: str) -> Pretrained:
     Raises:
         DataError: damaged, something else, or of no known layout.
     """
-    if path.name.endswith((".safetensors", ".index.json")):
+    refuse_part(path)
+    if path.name.endswith(".index.json"):
         return _assemble(where, convert(_read_tensors(path), path), {})
-    from hubert.model.formats.unpickle import load_torch
-
-    content = load_torch(path)
-    converted = convert(unwrap(content, path), path)
-    settings = fairseq_settings(content) if converted.layout == "fairseq" else {}
-    return _assemble(where, converted, settings, fairseq_symbols(content))
+    content = _read_content(path)
+    weights = unwrap(content, path)
+    # Before the names are looked at: what a configuration says is the truer reason why a model is refused.
+    settings = fairseq_settings(content, path) if detect(weights)[0].name == "fairseq" else {}
+    return _assemble(where, convert(weights, path), settings, fairseq_symbols(content))
 
 
 def _assemble(
@@ -181,17 +211,44 @@ def _assemble(
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a state dict from one file, or from the files that an index (transformers' shards) names."""
-    if path.name.endswith(".index.json"):
-        parts = [_read_tensors(file) for file in _indexed_files(path)]
-        return {name: value for part in parts for name, value in part.items()}
-    if path.suffix != ".safetensors":
-        from hubert.model.formats.unpickle import load_torch
+    content = _read_parts(path) if path.name.endswith(".index.json") else _read_content(path)
+    return unwrap(content, path)
 
-        return unwrap(load_torch(path), path)
+
+def _read_parts(index: Path) -> dict[str, Tensor]:
+    """Read the files that an index names.
+
+    Raises:
+        DataError: a file holds other weights than the index says; names them.
+    """
+    listed = read_weight_map(index)
+    weights: dict[str, Tensor] = {}
+    for file in _indexed_files(index):
+        part = _read_content(file)
+        wanted = {name for name, holder in listed.items() if holder == file.name}
+        lost, surplus = sorted(wanted - set(part)), sorted(set(part) - wanted)
+        if lost or surplus:
+            raise DataError(
+                f"{file}: expected the {len(wanted)} weights that {index.name} lists for it, found {len(part)}: "
+                f"{list_names('missing', lost)}; {list_names('not listed', surplus)}. Likely cause: parts of different models or "
+                "downloads. Fix: fetch the index and all its parts again"
+            )
+        weights |= part
+    return weights
+
+
+def _read_content(path: Path) -> dict[str, Any]:
+    """Read one file, whatever its suffix says: safetensors, or what `torch.save` wrote."""
+    from hubert.model.formats.unpickle import is_torch_file, load_torch
+
+    if not is_safetensors(path) and (path.suffix != ".safetensors" or is_torch_file(path)):
+        return load_torch(path)
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: expected the weights of a checkpoint: {error}") from error
+        what = recognise(path)
+        said = f"it is {what}" if what else f"{error}. Likely cause: a broken download. Fix: fetch it again"
+        raise DataError(f"{path}: expected weights as safetensors writes them; {said}") from error
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], where: str | Path) -> None:

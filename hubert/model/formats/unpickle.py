@@ -22,6 +22,7 @@ from typing import IO, Any, ClassVar
 import torch
 
 from hubert.core.errors import DataError, HubertError, first_line
+from hubert.core.recognise import recognise
 from hubert.model.formats.inert import DICTS, StandIn, is_data, refusal, stand_in, to_plain
 
 ZIP = b"PK\x03\x04"
@@ -38,6 +39,27 @@ _loading = threading.Lock()  # torch's list of stand-ins is one for the whole pr
 
 
 def load_torch(path: str | Path) -> dict[str, Any]:
+    """Read a dict that `torch.save` wrote, as `load_object` does.
+
+    Raises:
+        DataError: as there, or it is no dict.
+    """
+    content = load_object(path)
+    if not isinstance(content, dict):
+        raise DataError(
+            f"{path}: expected a dict (of weights, or of weights and settings), found {type(content).__name__}; "
+            "save the model's state dict: torch.save(model.state_dict(), ...)"
+        )
+    return content
+
+
+def is_torch_file(path: Path) -> bool:
+    """Say whether a file begins as those of `torch.save` do: a zip (numpy's .npz are zips, too) or the older format."""
+    with path.open("rb") as file:
+        return file.read(len(LEGACY)).startswith((ZIP, LEGACY))
+
+
+def load_object(path: str | Path) -> Any:
     """Read what `torch.save` wrote (zip or the older format), or a bare pickle of numpy arrays; tensors on the CPU.
 
     Objects that are no tensors come back as plain data: `args` of fairseq as a dict, a `Dictionary` as its attributes
@@ -59,12 +81,16 @@ def load_torch(path: str | Path) -> dict[str, Any]:
             else:
                 file.seek(0)
                 content = DataUnpickler(file, path).load()
-        content = to_plain(content, path)
+        return to_plain(content, path)
     except HubertError:
         raise
     except FileNotFoundError as error:
         raise DataError(f"{path}: expected a checkpoint file, found none") from error
     except Exception as error:  # a damaged or hostile pickle ends in whatever error its instructions lead to
+        if what := recognise(path):
+            raise DataError(
+                f"{path}: expected weights, as torch.save or safetensors write them; it is {what}"
+            ) from error
         said = first_line(error, after="WeightsUnpickler error: ")  # without torch's advice to run the file
         raise DataError(
             f"{path}: cannot be read as a checkpoint ({type(error).__name__}: {said}). Expected what torch.save "
@@ -72,12 +98,6 @@ def load_torch(path: str | Path) -> dict[str, Any]:
             "run a program; nothing of it was run. Fix: fetch it again, or save only the state dict on a machine where you "
             "trust the file"
         ) from error
-    if not isinstance(content, dict):
-        raise DataError(
-            f"{path}: expected a dict (of weights, or of weights and settings), found {type(content).__name__}; "
-            "save the model's state dict: torch.save(model.state_dict(), ...)"
-        )
-    return content
 
 
 def _load_with_torch(path: Path, names: set[str]) -> Any:
@@ -92,8 +112,9 @@ def _load_with_torch(path: Path, names: set[str]) -> Any:
             replaced.append((stand_in(name), name))
         else:
             raise refusal(path, name)
-    with _loading, torch.serialization.safe_globals(list(replaced)):
-        return torch.load(path, map_location="cpu", weights_only=True)
+    # The open file, not its path: of a path torch believes the suffix .safetensors.
+    with _loading, torch.serialization.safe_globals(list(replaced)), path.open("rb") as file:
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _zipped_pickle(path: Path) -> io.BytesIO:
@@ -111,7 +132,8 @@ def _zipped_pickle(path: Path) -> io.BytesIO:
             )
         found = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(found) != 1:
-            raise DataError(f"{path}: expected a zip file that torch.save wrote, found one with {names[:5]}")
+            what = recognise(path) or f"a zip file with {names[:5]}"
+            raise DataError(f"{path}: expected a file that torch.save wrote; it is {what}")
         return io.BytesIO(archive.read(found[0]))
 
 
