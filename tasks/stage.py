@@ -55,7 +55,8 @@ def cached(label: str, folder: str) -> State[str]:
 
 @task(task_run_name="{label} plan", **RETRIES)
 def plan_stage(label: str, stage: Stage) -> int:  # noqa: ARG001  (`label` names the run)
-    """Fix the shards of a stage; returns their number."""
+    """Make sure that what the stage reads is what was written, and fix its shards; returns their number."""
+    stage.check(run_logger().info)
     return len(stage.plan())
 
 
@@ -131,7 +132,7 @@ def run_stage(stage: Stage, name: str = "") -> Figures:
         TransientError: shards were lost with their workers, MAX_ROUNDS times.
     """
     logger = get_run_logger()
-    if (done := stage.done()) is not None:
+    if (done := stage.settled(logger.info)) is not None:
         cached(stage.label, str(stage.folder))
         logger.info("%s: finished before, in %s", stage.label, stage.folder)
         figures = dict(done["figures"])

@@ -15,7 +15,7 @@ from prefect.utilities.urls import url_for
 from pydantic import Field, ValidationError, create_model
 
 from hubert.core.errors import ConfigError, HubertError, TransientError
-from hubert.core.files import read_json, write_json
+from hubert.core.files import read_json, write_record
 from hubert.core.hashing import digest
 from hubert.core.paths import RunFolder
 from hubert.core.text import markdown_table
@@ -106,12 +106,12 @@ def ask(folder: RunFolder, number: int, persons: Pick | None) -> Pick:
     offered = digest([checkpoint.sha256 for checkpoint in checkpoints])
     answer = read_json(folder.answer(number)) or {}
     if answer.get("offered") == offered:
-        pick = Pick(**answer["pick"])
+        pick = Pick(**{**answer["pick"], "checkpoint": folder.own(answer["pick"]["checkpoint"])})
         if persons is None or persons.sha256 == pick.sha256:
             return pick
     default = persons or default_pick(folder, number - 1)
     pick = _ask(number, checkpoints, default, offered)
-    write_json(folder.answer(number), {"offered": offered, "pick": vars(pick)})
+    write_record(folder.answer(number), {"offered": offered, "pick": vars(pick)})
     _show_in_mlflow(folder, number, pick)
     return pick
 

@@ -174,6 +174,7 @@ def follow_training(label: str, iteration: Iteration, cluster: str) -> Figures: 
                 url := tracker.url()
             ):  # in the lock: it makes the MLflow run, which must be one
                 show_link(iteration.home, link_of(stage), url, f"{stage.label} in MLflow: losses while it trains")
+            stage.check(follower.logger.info)
             plan = stage.plan()
             train_until_done(stage, follower, launcher=launcher, max_restarts=max_restarts)
             stage.run_shard(0, plan)
@@ -205,7 +206,7 @@ def find_launcher(cluster: str, say: Callable[[str], object]) -> tuple[Launcher,
 def run(iteration: Iteration, cluster: str) -> Figures:
     """Train, or find the finished training."""
     stage = iteration.train
-    if (done := stage.done()) is not None:
+    if (done := stage.settled(run_logger().info)) is not None:
         cached(stage.label, str(stage.folder))
         recall_link(iteration.home, link_of(stage))
         figures: Figures = dict(done["figures"])

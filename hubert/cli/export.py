@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubert.core.errors import ConfigError
+from hubert.core.outputs import check_files
 from hubert.core.paths import RunFolder
 from hubert.model.formats import FORMATS
 
@@ -136,6 +137,7 @@ def _write(checkpoint: str, output: Path, format: str, *, head: bool) -> "ModelC
     from hubert.model.formats.read import read_pretrained
     from hubert.model.hubert import HuBERT, HuBERTPretrain
 
+    check_files([Path(checkpoint).absolute()])
     found = read_pretrained(checkpoint)
     if head and found.whole_head(None) is None:
         raise ConfigError(f"--head: {checkpoint} is an encoder without a pretraining head; leave the option out")

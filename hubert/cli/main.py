@@ -225,7 +225,7 @@ def do(stage: "Stage", run: "Callable[[Any], Any] | None" = None) -> None:
     from hubert.report.stage_summary import summarise_stage
 
     start = time.monotonic()
-    found = stage.done()
+    found = stage.settled()
     figures = found["figures"] if found is not None else (run(stage) if run else stage.run())
     how = "was finished before" if found is not None else f"done in {text.duration(time.monotonic() - start)}"
     lines = [*summarise_stage(stage, figures).as_lines(), f"folder: {stage.folder}"]

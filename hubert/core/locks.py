@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from hubert.core.errors import TransientError
-from hubert.core.files import read_json, remove, write_json
+from hubert.core.files import read_json, remove, write_record
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def hold(folder: Path, label: str, *, wait_seconds: float = -1, say: Callable[[s
         except Timeout as error:
             raise TransientError(f"{message} and did not finish within {wait_seconds:.0f} s") from error
     try:
-        write_json(holder, {"pid": os.getpid(), "host": platform.node(), "since": time.time()})
+        write_record(holder, {"pid": os.getpid(), "host": platform.node(), "since": time.time()})
         yield
     finally:
         remove(holder)

@@ -124,6 +124,11 @@ class RunFolder:
         """Return the file with the resolved settings of one start of a flow."""
         return self.root / "resolved" / f"{attempt}.toml"
 
+    def own(self, checkpoint: str) -> str:
+        """Return where a checkpoint of this run lies now: a run that was moved names its old place."""
+        found = re.search(r"/(it\d+)/(train-[0-9a-f]{8})/(step-\d+)/?$", checkpoint)
+        return checkpoint if found is None else str(self.root.joinpath(*found.groups()))
+
     def trainings(self) -> list[Path]:
         """Return the folders of all trainings of the run."""
         return sorted(path for number in self.iterations() for path in self.iteration(number).glob("train-*"))

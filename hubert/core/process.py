@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -100,3 +101,19 @@ def _boot() -> str:
     """Name this start of the machine: pids and start times mean nothing in another one."""
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text().strip() if path.exists() else ""
+
+
+def gpu_allocations() -> int:
+    """Return how often this process has taken memory of its GPU so far: more after some work, if that used the GPU.
+
+    That CUDA is initialised says nothing of a shard: stages share the processes. torch is not imported for this.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return 0
+    return int(torch.cuda.memory_stats().get("allocation.all.allocated", 0))
+
+
+def gpu_name() -> str:
+    """Return the name of the GPU that this process uses."""
+    return str(sys.modules["torch"].cuda.get_device_name())

@@ -2,7 +2,7 @@
 
     <stage>-<8 hex of its key>/
         plan.json            the shards, fixed at the first start; a rerun obeys it
-        receipts/00042.json  shard 42 is done: its outputs with their sizes, its figures, the plan's hash
+        receipts/00042.json  shard 42 is done: its outputs with their sizes and sha256, its figures, the plan's hash
         done.json            the stage is done: every output, the figures, where they came from; and what was pruned since
         slurm.json           the jobs of a training that ran on Slurm
         lock                 held while a process plans, works or finishes here (released by the system if it dies)
@@ -10,18 +10,20 @@
 The key is a hash of the settings that affect the outputs, the keys of the inputs, and the stage's version. So a
 changed setting leads to another folder, and everything that did not change is found again. The command line and the
 Prefect tasks run the same `Stage` objects: the files are the truth, whoever wrote them.
+
+What is read is what was written. Before a stage works it hashes the files of other stages that it reads (`reads`): one that
+changed is named and removed, so that its own stage makes it again, and only it. A finished stage whose files were written to
+since does the same when it is asked for.
 """
 
 import os
 import platform
 import re
-import shutil
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -30,19 +32,21 @@ from typing import Any, ClassVar
 from tqdm import tqdm
 
 from hubert.core.errors import DataError, TransientError
-from hubert.core.files import atomic_write, flush, folder_size, look_again, read_json, remove, write_json
+from hubert.core.files import link, look_again, read_json, remove, rename, write_record
 from hubert.core.hashing import digest
 from hubert.core.locks import hold
-from hubert.core.renamed import rename
+from hubert.core.outputs import Change, Hashes, all_there, check_files, find_changes, hash_outputs, is_of, size, time_ns
+from hubert.core.process import gpu_allocations, gpu_name
 
 CPU = "cpu"
+Say = Callable[[str], object]
 Spec = dict[str, Any]
 Figures = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """Proof that one shard is done: its outputs (relative path -> bytes) and its figures."""
+    """Proof that one shard is done: its outputs (relative path -> bytes, and -> sha256 of each file) and its figures."""
 
     index: int
     plan: str
@@ -52,6 +56,7 @@ class Receipt:
     adopted_from: str = ""
     jobs: tuple[str, ...] = ()  # the Slurm job that did it, if one did
     device: str = ""  # the GPU that it computed on, or "cpu"; empty in receipts of older versions
+    hashes: Hashes = field(default_factory=dict)  # empty in receipts of older versions
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,7 @@ class Stage(ABC):
     version: ClassVar[int] = 1
     parent: Path
     counted: ClassVar[str] = "shards"  # what the progress is counted in, for people
+    joins_shards: ClassVar[bool] = False  # whether `finish` reads the shards' outputs
     accepts_pruned = True  # False: outputs that `hubert prune` removed are needed again, so without them it is not done
 
     @abstractmethod
@@ -105,6 +111,14 @@ class Stage(ABC):
     def tables(self) -> Mapping[str, Path]:
         """Return the parquet files whose rows the shards' `start` and `end` are of, by the shards' `part`, if they have those."""
         return {}
+
+    def reads(self) -> list[Path]:
+        """Return the files and folders of other stages that the work reads."""
+        return []
+
+    def planned_files(self) -> list[Path]:
+        """Return the files that `make_plan` writes, beside `plan.json`."""
+        return []
 
     def seconds_of(self, receipts: list[Receipt]) -> float:
         """Return the seconds that the shards took, one after the other."""
@@ -132,13 +146,34 @@ class Stage(ABC):
     def done(self) -> Figures | None:
         """Return the content of `done.json` if the stage is finished and every output is there with its size.
 
-        Outputs that were pruned since (`prune_outputs`) may be gone, unless `accepts_pruned` is false.
+        Outputs that were pruned since (`hubert.core.outputs`) may be gone, unless `accepts_pruned` is false.
         """
         content = read_json(self.folder / "done.json")
         if content is None or content.get("key") != self.key:
             return None
         wanted = content["outputs"] if self.accepts_pruned else {**content["outputs"], **content.get("pruned", {})}
-        return {**content, "figures": rename(content["figures"])} if _all_there(self.folder, wanted) else None
+        return {**content, "figures": rename(content["figures"])} if all_there(self.folder, wanted) else None
+
+    def changes(self) -> list[Change]:
+        """Return the outputs of the finished stage that were written to since, and have another content than it wrote."""
+        record = self.folder / "done.json"
+        content = read_json(record) or {}
+        outputs = content.get("outputs", {})
+        mine = {name: found for name, found in content.get("hashes", {}).items() if is_of(name, outputs)}
+        return find_changes(self.folder, mine, since_ns=time_ns(record))
+
+    def settled(self, say: Say = print) -> Figures | None:
+        """Return the content of `done.json` if the stage is finished and its outputs are as it wrote them.
+
+        An output that changed is named to `say` and removed; the stage is then not finished, and makes it again.
+        """
+        content = self.done()
+        if content is not None and (changes := self.changes()):
+            for change in changes:
+                remove(change.path)
+                say(f"{self.label}: {change.describe()}. It was removed and is made again")
+            return None
+        return content
 
     def figures(self) -> Figures:
         """Return the figures of the finished stage.
@@ -158,16 +193,14 @@ class Stage(ABC):
         path = self.folder / "plan.json"
         content = read_json(path)
         if content is None:
-            write_json(
-                path,
-                {
-                    "stage": self.name,
-                    "key": self.key,
-                    "settings": self.settings(),
-                    "inputs": self.inputs(),
-                    "shards": self.make_plan(),
-                },
-            )
+            content = {
+                "stage": self.name,
+                "key": self.key,
+                "settings": self.settings(),
+                "inputs": self.inputs(),
+                "shards": self.make_plan(),
+            }
+            write_record(path, {**content, "hashes": hash_outputs(self.folder, self.planned_files())})
             content = read_json(path)
             if content is None:
                 raise TransientError(f"{path} was written and cannot be read back; check the disk and run again")
@@ -183,6 +216,33 @@ class Stage(ABC):
         look_again(self.folder / "receipts")
         return [index for index in range(len(plan)) if self.receipt(index, plan) is None]
 
+    # What is read is what was written ---------------------------------------------------------------------------
+
+    def check(self, say: Say = print) -> None:
+        """Hash what the work reads; call it before `plan`, in one process.
+
+        Own files that changed are removed and named to `say`; the work makes them again.
+
+        Raises:
+            DataError: a file of another stage is not what that stage wrote; it was removed, and that stage makes it again.
+        """
+        for folder in check_files(self.reads()):
+            say(f"{self.label}: {folder.name} is of an older version that recorded no hashes: it is read as it is")
+        content = read_json(self.folder / "plan.json")
+        if content is None:
+            return
+        changes = find_changes(self.folder, content.get("hashes", {}))
+        if changes or not all(path.exists() for path in self.planned_files()):
+            remove(self.folder / "plan.json")  # it is made from the same inputs, so the receipts still fit
+        plan = Plan(content["shards"])
+        for index in range(len(plan)):
+            receipt = self.receipt(index, plan)
+            since = None if self.joins_shards else time_ns(self._receipt_path(index))
+            changes += find_changes(self.folder, receipt.hashes if receipt else {}, since_ns=since)
+        for change in changes:
+            remove(change.path)
+            say(f"{self.label}: {change.describe()}. It was removed and is made again")
+
     # Doing it ---------------------------------------------------------------------------------------------------
 
     def run_shard(self, index: int, plan: Plan) -> Receipt:
@@ -190,13 +250,13 @@ class Stage(ABC):
         found = self.receipt(index, plan)
         if found is not None:
             return found
-        allocations, start = _gpu_allocations(), time.perf_counter()
+        allocations, start = gpu_allocations(), time.perf_counter()
         outputs, figures = self.work(plan.specs[index])
         seconds = round(time.perf_counter() - start, 3)
-        device = _gpu_name() if _gpu_allocations() > allocations else CPU
-        sizes = self._sizes(outputs)
-        receipt = Receipt(index, plan.hash, sizes, figures, seconds, jobs=_own_job(), device=device)
-        write_json(self.folder / "receipts" / f"{index:05d}.json", vars(receipt))
+        device = gpu_name() if gpu_allocations() > allocations else CPU
+        sizes, hashes = self._sizes(outputs), self.hash_outputs(outputs)
+        receipt = Receipt(index, plan.hash, sizes, figures, seconds, jobs=_own_job(), device=device, hashes=hashes)
+        write_record(self._receipt_path(index), vars(receipt))
         return receipt
 
     def complete(self, plan: Plan) -> Figures:
@@ -217,12 +277,15 @@ class Stage(ABC):
         shards = {
             name: size for receipt in whole for name, size in receipt.outputs.items() if (self.folder / name).exists()
         }
+        hashes = {name: found for receipt in whole for name, found in receipt.hashes.items() if is_of(name, shards)}
+        hashed = all(receipt.hashes for receipt in whole if receipt.outputs)  # else an older version did some shards
         content = {
             "stage": self.name,
             "key": self.key,
             "settings": self.settings(),
             "inputs": self.inputs(),
             "outputs": shards | self._sizes(outputs),
+            **({"hashes": hashes | self.hash_outputs(outputs)} if hashed else {}),
             "figures": figures,
             "num_shards": len(plan),
             "seconds": round(self.seconds_of(whole), 3),
@@ -232,14 +295,15 @@ class Stage(ABC):
             **({"jobs": jobs} if jobs else {}),
             "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
-        write_json(self.folder / "done.json", content)
+        write_record(self.folder / "done.json", content)
         return content
 
     def run(self, *, wait_seconds: float = -1) -> Figures:
         """Do whatever is missing, in this process, with a progress bar in a terminal. Returns the figures."""
-        if (done := self.done()) is None:
+        if (done := self.settled()) is None:
             with self.lock(wait_seconds=wait_seconds):
                 if (done := self.done()) is None:  # else another process finished it while this one waited
+                    self.check()
                     plan = self.plan()
                     for index in tqdm(self.missing(plan), desc=self.label, unit="shard", disable=None):
                         self.run_shard(index, plan)
@@ -247,7 +311,7 @@ class Stage(ABC):
         return dict(done["figures"])
 
     @contextmanager
-    def lock(self, *, wait_seconds: float = -1, say: Callable[[str], object] = print) -> Iterator[None]:
+    def lock(self, *, wait_seconds: float = -1, say: Say = print) -> Iterator[None]:
         """Hold the stage's folder: one process at a time plans and finishes here.
 
         The system releases the lock when its holder dies, however it dies. A negative `wait_seconds` waits for ever.
@@ -261,7 +325,14 @@ class Stage(ABC):
     # Details ----------------------------------------------------------------------------------------------------
 
     def _sizes(self, outputs: Iterable[Path]) -> dict[str, int]:
-        return {str(path.relative_to(self.folder)): _size(path) for path in outputs}
+        return {str(path.relative_to(self.folder)): size(path) for path in outputs}
+
+    def hash_outputs(self, outputs: Iterable[Path]) -> Hashes:
+        """Return the sha256 of each file of some outputs, just after they were written."""
+        return hash_outputs(self.folder, outputs)
+
+    def _receipt_path(self, index: int) -> Path:
+        return self.folder / "receipts" / f"{index:05d}.json"
 
     def _adopt(self, plan: Plan) -> None:
         """Take over shards that a sister folder (same stage, other key) has already done: equal `digest`, equal files."""
@@ -273,20 +344,15 @@ class Stage(ABC):
             theirs = Plan(content["shards"])
             for other, spec in enumerate(theirs.specs):
                 index = wanted.get(spec.get("digest", ""))
-                receipt = read_json(sister / "receipts" / f"{other:05d}.json") if index is not None else None
-                if receipt is None or receipt.get("plan") != theirs.hash or not _all_there(sister, receipt["outputs"]):
+                if index is None or self.receipt(index, plan) is not None:
                     continue
-                for name in receipt["outputs"]:
-                    _link(sister / name, self.folder / name)
-                adopted = {
-                    **receipt,
-                    "index": index,
-                    "plan": plan.hash,
-                    "seconds": 0.0,
-                    "jobs": (),
-                    "adopted_from": sister.name,
-                }
-                write_json(self.folder / "receipts" / f"{index:05d}.json", adopted)
+                receipt = read_receipt(sister, other, theirs)
+                if receipt is None or find_changes(sister, receipt.hashes):
+                    continue
+                for name in receipt.outputs:
+                    link(sister / name, self.folder / name)
+                adopted = replace(receipt, index=index, plan=plan.hash, seconds=0.0, jobs=(), adopted_from=sister.name)
+                write_record(self._receipt_path(index), vars(adopted))
 
 
 # Folders of stages, whatever their key -----------------------------------------------------------------------------
@@ -295,9 +361,10 @@ class Stage(ABC):
 def read_receipt(folder: Path, index: int, plan: Plan) -> Receipt | None:
     """Return the receipt of a shard if it belongs to this plan and its outputs are there."""
     content = read_json(folder / "receipts" / f"{index:05d}.json")
-    if content is None or content.get("plan") != plan.hash or not _all_there(folder, content["outputs"]):
+    if content is None or content.get("plan") != plan.hash or not all_there(folder, content["outputs"]):
         return None
-    return Receipt(**{**content, "figures": rename(content["figures"]), "jobs": tuple(content.get("jobs", ()))})
+    known = {one.name: content[one.name] for one in fields(Receipt) if one.name in content}
+    return Receipt(**{**known, "figures": rename(content["figures"]), "jobs": tuple(content.get("jobs", ()))})
 
 
 def read_jobs(folder: Path) -> list[str]:
@@ -307,72 +374,14 @@ def read_jobs(folder: Path) -> list[str]:
     return sorted(found, key=_by_number)
 
 
-def prune_outputs(folder: Path, names: Iterable[str]) -> int:
-    """Remove outputs of a finished stage that are not needed any more; return the bytes freed.
-
-    The stage stays done: `done.json` first moves them from `outputs` to `pruned`, so a kill in between loses nothing.
-    Whoever needs them again sets `accepts_pruned = False` and runs the stage: it then does those shards again.
-
-    Raises:
-        DataError: the stage is not done, or has no such outputs.
-        TransientError: a process is working in the folder.
-    """
-    with hold(folder, folder.name, wait_seconds=0):
-        content = read_json(folder / "done.json")
-        names = list(names)
-        known = {} if content is None else {**content["outputs"], **content.get("pruned", {})}
-        if content is None or not set(names) <= set(known):
-            raise DataError(f"{folder}: expected a finished stage with the outputs {names}; nothing was removed")
-        pruned = {**content.get("pruned", {}), **{name: known[name] for name in names}}
-        kept = {name: size for name, size in content["outputs"].items() if name not in pruned}
-        write_json(folder / "done.json", {**content, "outputs": kept, "pruned": pruned})
-        return sum(remove(folder / name) for name in names)
-
-
 def _own_job() -> tuple[str, ...]:
     """Return the Slurm job that this process belongs to."""
     job = os.environ.get("SLURM_JOB_ID", "")
     return (job,) if job else ()
 
 
-def _gpu_allocations() -> int:
-    """Return how often this process has taken memory of its GPU so far: more after a shard's work, if that used the GPU.
-
-    That CUDA is initialised says nothing of a shard: stages share the processes. torch is not imported for this.
-    """
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return 0
-    return int(torch.cuda.memory_stats().get("allocation.all.allocated", 0))
-
-
-def _gpu_name() -> str:
-    return str(sys.modules["torch"].cuda.get_device_name())
-
-
 def _by_number(job: str) -> tuple[int, str]:
     return len(job), job
-
-
-def _size(path: Path) -> int:
-    return folder_size(path) if path.is_dir() else path.stat().st_size
-
-
-def _all_there(folder: Path, outputs: Mapping[str, int]) -> bool:
-    try:
-        return all(_size(folder / name) == size and (folder / name).exists() for name, size in outputs.items())
-    except FileNotFoundError:
-        return False
-
-
-def _link(source: Path, target: Path) -> None:
-    """Give a finished file a second name (or a copy, where the disk has no hard links)."""
-    with atomic_write(target) as temporary:
-        try:
-            os.link(source, temporary)
-        except OSError:
-            shutil.copy2(source, temporary)
-            flush(temporary)
 
 
 def group(indices: Sequence[int], num_groups: int) -> list[list[int]]:

@@ -12,13 +12,15 @@ in the table, resolves its paths and looks up each file. All of it streams.
 
 import glob
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
 
-from hubert.core.errors import ConfigError, DataError, TransientError
+from hubert.core.errors import ConfigError, DataError, TransientError, first_line
 from hubert.core.files import atomic_write
+from hubert.core.outputs import check_files
 from hubert.data.audio_file import is_permanent
 from hubert.data.schema import OPTIONAL, REQUIRED, SCHEMA, AnyRows, build_fileid, check_rows, conform
 
@@ -31,19 +33,46 @@ STAT = pl.Struct({"size": pl.Int64, "mtime_ns": pl.Int64})
 # The service's own ------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def reading(path: Path, stage: str) -> Iterator[None]:
+    """Name the parquet file that cannot be read, and the stage that makes it again.
+
+    Raises:
+        DataError: it is missing, or no parquet.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist; `hubert {stage}` makes it") from error
+    except pl.exceptions.PolarsError as error:
+        raise DataError(
+            f"{path} is not a parquet file, or is damaged ({first_line(error)}). Likely cause: a fault of the disk or a power "
+            f"failure. Fix: remove it and run `hubert {stage}` again, which makes it anew"
+        ) from error
+
+
+def read_parquet(path: Path, stage: str) -> pl.DataFrame:
+    """Read a parquet file that a stage wrote; the stage is named if it cannot be read.
+
+    Raises:
+        DataError: from `reading`.
+    """
+    with reading(path, stage):
+        return pl.read_parquet(path, glob=False)
+
+
 def scan_manifest(path: Path) -> pl.LazyFrame:
     """Open a manifest that `write_manifest` wrote as parquet, without reading its rows.
 
+    The file is hashed at the first call of a process: the keys of stages depend on its rows.
+
     Raises:
-        DataError: it is missing, no parquet, or its columns are not the schema's.
+        DataError: it is missing, no parquet, not what its stage wrote, or its columns are not the schema's.
     """
-    try:
+    check_files([path])
+    with reading(path, "manifest"):
         rows = pl.scan_parquet(path, glob=False)
         found = rows.collect_schema()
-    except FileNotFoundError as error:
-        raise DataError(f"manifest {path} does not exist; build it with `hubert manifest`") from error
-    except pl.exceptions.ComputeError as error:
-        raise DataError(f"manifest {path} is not a parquet file ({error}); build it with `hubert manifest`") from error
     if found != SCHEMA:
         wrong = [f"{name} is {found.get(name, 'missing')}" for name, kind in SCHEMA.items() if found.get(name) != kind]
         wrong += [f"{name} is unknown" for name in found if name not in SCHEMA]
@@ -63,7 +92,9 @@ def read_manifest(path: Path, *, start: int = 0, end: int | None = None) -> pl.D
     Raises:
         DataError: as `scan_manifest`.
     """
-    return scan_manifest(path).slice(start, None if end is None else max(0, end - start)).collect()
+    rows = scan_manifest(path).slice(start, None if end is None else max(0, end - start))
+    with reading(path, "manifest"):
+        return rows.collect()
 
 
 # What people take away --------------------------------------------------------------------------------------------

@@ -24,7 +24,14 @@ from hubert.core.frames import SAMPLE_RATE
 from hubert.core.hashing import digest
 from hubert.core.stage import Figures, Receipt, Spec, Stage
 from hubert.data.listing import list_audio
-from hubert.data.manifest import MANIFEST_EXTENSIONS, read_manifest, scan_manifest, write_manifest
+from hubert.data.manifest import (
+    MANIFEST_EXTENSIONS,
+    read_manifest,
+    read_parquet,
+    reading,
+    scan_manifest,
+    write_manifest,
+)
 from hubert.data.schema import check_unique, cut_segments
 from hubert.data.split import manifest_digest, plan_shards, shard_digests, split_manifest
 from hubert.data.verify import check_rejected, verify_rows
@@ -40,6 +47,7 @@ class ManifestStage(Stage):
 
     name: ClassVar[str] = "manifest"
     counted: ClassVar[str] = "files"
+    joins_shards: ClassVar[bool] = True
     parent: Path
     audio: list[Path]
     validation_audio: list[Path]
@@ -114,6 +122,9 @@ class ManifestStage(Stage):
         parts = {TRAIN: self.audio, VALIDATION: self.validation_audio}
         return {part: self._listed(part) for part, paths in parts.items() if paths}
 
+    def planned_files(self) -> list[Path]:
+        return list(self.tables().values())
+
     def work(self, spec: Spec) -> tuple[list[Path], Figures]:
         rows = read_manifest(self._listed(spec["part"]), start=spec["start"], end=spec["end"])
         good, rejected = verify_rows(rows, verify=self.data.verify, resample=self.data.resample)
@@ -129,8 +140,8 @@ class ManifestStage(Stage):
         rejected = []
         for receipt in receipts:
             good_shard, rejected_shard = (self.folder / name for name in receipt.outputs)
-            parts.setdefault(plan.specs[receipt.index]["part"], []).append(pl.scan_parquet(good_shard))
-            rejected.append(pl.read_parquet(rejected_shard))
+            parts.setdefault(plan.specs[receipt.index]["part"], []).append(pl.scan_parquet(good_shard, glob=False))
+            rejected.append(read_parquet(rejected_shard, self.name))
         names = pl.concat(rejected)
         with atomic_write(self.rejected) as temporary:  # before the check, so that a person can read it all
             names.write_parquet(temporary)
@@ -140,8 +151,9 @@ class ManifestStage(Stage):
             part: cut_segments(pl.concat(frames), self.data.max_segment_seconds) for part, frames in parts.items()
         }
         everything = pl.concat(usable.values())
-        check_unique(everything)
-        write_manifest(everything, self.everything)
+        with reading(self.folder / "shards", self.name):
+            check_unique(everything)
+            write_manifest(everything, self.everything)
         outputs = [self.everything, self.rejected]
         figures: Figures = {
             "num_rejected": len(names),

@@ -14,9 +14,8 @@ from typing import Any
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from hubert.core.errors import ConfigError
-from hubert.core.files import read_json, write_json
+from hubert.core.files import read_json, rename, write_record
 from hubert.core.paths import RunFolder, runs_root
-from hubert.core.renamed import rename
 from hubert.evaluation.choice import Outcome, choose_layer, read_outcome
 
 RUN_CHECKPOINT = re.compile(r"(?P<run>.+)/it(?P<number>[1-9]\d*)(/step-(?P<step>\d+))?/?")
@@ -165,7 +164,7 @@ def _record(
 
 def save_checkpoints(folder: RunFolder, number: int, checkpoints: Sequence[Checkpoint]) -> None:
     """Write the checkpoints of an iteration; the newest ones count."""
-    write_json(folder.checkpoints(number), {"checkpoints": [one.model_dump(mode="json") for one in checkpoints]})
+    write_record(folder.checkpoints(number), {"checkpoints": [one.model_dump(mode="json") for one in checkpoints]})
 
 
 def read_checkpoints(folder: RunFolder, number: int) -> list[Checkpoint]:
@@ -177,11 +176,12 @@ def read_checkpoints(folder: RunFolder, number: int) -> list[Checkpoint]:
     content = read_json(folder.checkpoints(number))
     if content is None:
         raise ConfigError(
-            f"iteration {number} of {folder.root} offers no checkpoints: {folder.checkpoints(number).name} is missing there. "
+            f"iteration {number} of {folder.root} offers no checkpoints: {folder.checkpoints(number).name} is missing or damaged. "
             f"Likely cause: it is not finished. Fix: run iteration {number} to its end (what is done is not done again), or "
             f"give the path of a checkpoint as `teacher`, and `layer`"
         )
-    return [Checkpoint.model_validate(row) for row in content["checkpoints"]]
+    rows = (Checkpoint.model_validate(row) for row in content["checkpoints"])
+    return [row.model_copy(update={"checkpoint": folder.own(row.checkpoint)}) for row in rows]
 
 
 def default_pick(folder: RunFolder, number: int) -> Pick:

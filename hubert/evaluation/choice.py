@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hubert.core.files import read_json, write_json
+from hubert.core.files import read_json, write_record
 from hubert.core.paths import RunFolder
 
 
@@ -35,7 +35,7 @@ class Outcome:
 
     def save(self, folder: RunFolder) -> None:
         """Write the outcome; the newest one counts."""
-        write_json(folder.outcome(self.iteration), asdict(self))
+        write_record(folder.outcome(self.iteration), asdict(self))
 
 
 def choose_layer(
@@ -65,4 +65,4 @@ def choose_layer(
 def read_outcome(folder: RunFolder, number: int) -> Outcome | None:
     """Return the outcome of an iteration; None if it is not finished."""
     content = read_json(folder.outcome(number))
-    return None if content is None else Outcome(**content)
+    return None if content is None else Outcome(**{**content, "checkpoint": folder.own(content["checkpoint"])})

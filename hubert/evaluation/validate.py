@@ -206,6 +206,11 @@ class ValidateStage(Stage):
         train = {name: getattr(self.train, name) for name in (*MASK_SETTINGS, "max_seconds")}
         return {"table": self.table_key, "validation": self.validation.key_settings(), **train}
 
+    @property
+    def _paths(self) -> dict[str, str]:
+        """Where the checkpoints lie now, by the hash of their weights: a plan keeps the places of the day when it was made."""
+        return {checkpoint["sha256"]: checkpoint["path"] for checkpoint in self.checkpoints}
+
     def settings(self) -> dict[str, Any]:
         return {name: value for name, value in self._shared.items() if name != "table"}
 
@@ -218,9 +223,12 @@ class ValidateStage(Stage):
             {**checkpoint, "digest": digest([checkpoint["sha256"], self._shared])} for checkpoint in self.checkpoints
         ]
 
+    def reads(self) -> list[Path]:
+        return [self.table, *(Path(checkpoint["path"]) for checkpoint in self.checkpoints)]
+
     def work(self, spec: Spec) -> tuple[list[Path], Figures]:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = HuBERTPretrain.from_pretrained(spec["path"]).to(device)
+        model = HuBERTPretrain.from_pretrained(self._paths[spec["sha256"]]).to(device)
         return [], dict(score(model, Table(self.table), self.validation, self.train).row())
 
     def finish(self, receipts: list[Receipt]) -> tuple[list[Path], Figures]:
@@ -230,6 +238,7 @@ class ValidateStage(Stage):
             {name: plan.specs[receipt.index][name] for name in checkpoint_fields} | receipt.figures
             for receipt in receipts
         ]
+        rows = [{**row, "path": self._paths[row["sha256"]]} for row in rows]
         rows.sort(key=lambda row: row["step"])
         selection = select(Table(self.table), self.validation, self.train)
         shared = ("unigram_entropy", "majority_accuracy", "num_files", "num_frames", "num_masked_frames", "hours")

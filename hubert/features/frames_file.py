@@ -6,13 +6,14 @@ the pieces that it was computed in. The format is simple: the length of a JSON h
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hubert.core.errors import DataError
@@ -88,6 +89,18 @@ class FrameWriter:
             self._file.close()
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"{path}: expected frames that `hubert features` wrote: {error}. Likely cause: a fault of the disk. "
+            "Fix: remove it and run `hubert features` again, which makes it anew"
+        ) from error
+
+
 def frame_counts(shards: Sequence[Path]) -> list[int]:
     """Return the number of frames of each feature shard, from the files' headers."""
     return [shard_shape(path)[0] for path in shards]
@@ -95,13 +108,13 @@ def frame_counts(shards: Sequence[Path]) -> list[int]:
 
 def shard_shape(path: Path) -> tuple[int, int]:
     """Return (number of frames, dimension) of a feature shard from its header."""
-    with safe_open(path, framework="pt") as file:
+    with _opened(path) as file:
         num_frames, dimension = file.get_slice("frames").get_shape()
     return num_frames, dimension
 
 
 def read_frames(path: Path, start: int = 0, end: int | None = None) -> Tensor:
     """Read frames [start, end) of a feature shard as (N, D) float32; only they are read from disk."""
-    with safe_open(path, framework="pt") as file:
+    with _opened(path) as file:
         frames: Tensor = file.get_slice("frames")[start:end]
     return frames.float()

@@ -58,6 +58,11 @@ class FeatureSource:
         return not self.checkpoint
 
     @property
+    def files(self) -> list[Path]:
+        """What the features are computed with, beside the audio: the checkpoint; nothing for MFCCs."""
+        return [] if self.is_mfcc else [Path(self.checkpoint)]
+
+    @property
     def frame_rate(self) -> int:
         """Frames per second."""
         return MFCC_FRAME_RATE if self.is_mfcc else FRAME_RATE

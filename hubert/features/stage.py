@@ -19,7 +19,7 @@ from hubert.core.files import atomic_write
 from hubert.core.frames import SAMPLE_RATE, num_units_of
 from hubert.core.hashing import digest
 from hubert.core.stage import Figures, Receipt, Spec, Stage
-from hubert.data.manifest import scan_manifest
+from hubert.data.manifest import read_parquet, reading, scan_manifest
 from hubert.data.split import manifest_digest, plan_shards, select_sample, shard_digests
 from hubert.features.chunks import ChunkRule, chunking
 from hubert.features.extract import FeatureExtractor, extract
@@ -43,13 +43,14 @@ class FeaturesStage(Stage):
 
     @cached_property
     def _sample(self) -> pl.DataFrame:
-        return select_sample(
-            scan_manifest(self.manifest),
-            fraction=self.kmeans.sample_fraction,
-            max_hours=self.kmeans.sample_hours,
-            min_files=self.kmeans.min_sample_files,
-            seed=self.kmeans.seed,
-        ).collect(engine="streaming")
+        with reading(self.manifest, "manifest"):
+            return select_sample(
+                scan_manifest(self.manifest),
+                fraction=self.kmeans.sample_fraction,
+                max_hours=self.kmeans.sample_hours,
+                min_files=self.kmeans.min_sample_files,
+                seed=self.kmeans.seed,
+            ).collect(engine="streaming")
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the sample's rows behind: a shard reads its own part from the plan's folder."""
@@ -82,8 +83,14 @@ class FeaturesStage(Stage):
     def tables(self) -> dict[str, Path]:
         return {"": self.folder / "sample.parquet"}
 
+    def planned_files(self) -> list[Path]:
+        return list(self.tables().values())
+
+    def reads(self) -> list[Path]:
+        return [self.manifest, *self.source.files]
+
     def work(self, spec: Spec) -> tuple[list[Path], Figures]:
-        rows = pl.read_parquet(self.folder / "sample.parquet")[spec["start"] : spec["end"]]
+        rows = read_parquet(self.folder / "sample.parquet", self.name)[spec["start"] : spec["end"]]
         extractor = FeatureExtractor(self.source, ChunkRule.of(self.features))
         pieces = extract(rows, extractor, batch_seconds=self.features.batch_seconds, resample=self.resample)
         ends = np.cumsum(num_units_of(rows["num_samples"].to_numpy(), self.source.frame_rate)).tolist()
@@ -108,6 +115,5 @@ class FeaturesStage(Stage):
 
     def shards(self) -> list[Path]:
         """Return the files that hold the frames, in the order of the plan."""
-        plan = self.plan()
-        receipts = (self.receipt(index, plan) for index in range(len(plan)))
-        return [self.folder / name for receipt in receipts if receipt for name in receipt.outputs]
+        outputs = (self.done() or {"outputs": {}})["outputs"]  # none while the stage is not finished, or was pruned
+        return [self.folder / name for name in outputs if name.startswith("shards/")]

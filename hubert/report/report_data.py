@@ -9,9 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from hubert.core.files import read_json
+from hubert.core.files import read_json, rename
 from hubert.core.paths import RunFolder
-from hubert.core.renamed import rename
 from hubert.evaluation.checkpoints import Checkpoint
 from hubert.evaluation.choice import Outcome, read_outcome
 

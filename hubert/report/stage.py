@@ -62,6 +62,10 @@ class ReportStage(Stage):
     def make_plan(self) -> list[Spec]:
         return [{"iteration": self.number}]
 
+    def reads(self) -> list[Path]:
+        shown = {"manifest": "rejected.parquet", "units": "tables", "quality": "joint.json"}
+        return [self.stages[name] / file for name, file in shown.items() if name in self.stages]
+
     def work(self, spec: Spec) -> tuple[list[Path], Figures]:  # noqa: ARG002  (there is one shard)
         units = self.stages["units"] / "tables" / "validation"
         kept = [self.folder, *sorted(self.parent.glob(f"{self.name}-*"), reverse=True)]
@@ -86,6 +90,7 @@ class ReportStage(Stage):
     def write_again(self) -> None:
         """Write the page from the stages' files, also if it is there; a kill on the way leaves it to the next start."""
         with self.lock():
+            self.check()
             plan = self.plan()
             remove(self.folder / "receipts" / "00000.json")
             self.run_shard(0, plan)

@@ -54,7 +54,8 @@ def settle(wishes: Wishes) -> Resolved:
     number = max(begun, default=1) if wishes.iteration is None else wishes.iteration
     check_number(number)
     before = [other for other in begun if other <= number]
-    remembered = Resolved.load(folder.settings(max(before))) if before else None
+    starts_anew = bool(wishes.recipe and wishes.data)  # then a damaged file is not needed
+    remembered = Resolved.load(folder.settings(max(before))) if before and not starts_anew else None
     if remembered is not None and remembered.number == number and wishes.change_nothing:
         return remembered.model_copy(update={"extend": wishes.extend})
     overrides = dict(parse_override(text) for text in wishes.overrides)

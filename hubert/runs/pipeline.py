@@ -8,7 +8,7 @@
 command line and the flows go through these same objects.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -222,8 +222,11 @@ class Iteration:
 
     def best_checkpoint(self) -> dict[str, Any]:
         """Return the checkpoint with the lowest masked cross-entropy: step, path, sha256."""
-        best: dict[str, Any] = self.validate.figures()["best"]
-        return best
+        return self._here(self.validate.figures()["best"])
+
+    def _here(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a validated checkpoint with its path as it is now: the run may have been moved since."""
+        return {**row, "path": self.folder.own(row["path"])}
 
     def scored_checkpoints(self) -> list[dict[str, Any]]:
         """Return the checkpoints whose layers ABX scores."""
@@ -242,7 +245,7 @@ class Iteration:
         """Return the validated checkpoints that the next iteration may start from, by step."""
         return build_checkpoints(
             self.outcome(),
-            self.validate.figures()["rows"],
+            [self._here(row) for row in self.validate.figures()["rows"]],
             self.abx.figures()["rows"] if self.abx else [],
             self.quality.figures().get("layers", []) if self.quality else [],
         )

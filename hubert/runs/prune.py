@@ -12,7 +12,6 @@ What a process holds is left alone, and so is every folder that an outcome or a 
 import os
 import re
 import time
-import tomllib
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,12 +22,12 @@ from hubert.core import text
 from hubert.core.errors import HubertError, TransientError
 from hubert.core.files import folder_size, read_json, remove
 from hubert.core.locks import find_holder, hold
+from hubert.core.outputs import prune_outputs
 from hubert.core.paths import RunFolder
-from hubert.core.stage import prune_outputs
 from hubert.core.text import align
 from hubert.evaluation.choice import read_outcome
 from hubert.runs.pipeline import Iteration
-from hubert.runs.resolved import Resolved
+from hubert.runs.resolved import Resolved, read_settings, relocate
 from hubert.runs.status import Chain, stage_folders
 from hubert.training.checkpoint import KEPT_STATES, STATE, list_checkpoints
 from hubert.training.launch import find_running, unfinished_job
@@ -187,9 +186,11 @@ def _references(runs: Path) -> Iterator[Path]:
     for path in (*runs.glob("*/it*/outcome.json"), *runs.glob("*/it*/choice.json"), *runs.glob("*/it*/answer.json")):
         content = read_json(path) or {}
         content = content.get("pick", content)  # of an answer
-        yield Path(content.get("checkpoint") or content.get("source", {}).get("checkpoint") or "/")
+        checkpoint = content.get("checkpoint") or content.get("source", {}).get("checkpoint") or "/"
+        yield Path(checkpoint)
+        yield Path(RunFolder(path.parents[1]).own(checkpoint))  # the run may have been moved
     for path in runs.glob("*/it*/resolved.toml"):
-        settings = tomllib.loads(path.read_text())
+        settings = relocate(read_settings(path), path.parents[1])
         yield Path(settings["source"].get("checkpoint") or "/")
         yield Path(settings.get("init", {}).get("checkpoint") or "/")
         yield Path(settings.get("codebook", {}).get("path") or "/")

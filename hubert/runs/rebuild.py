@@ -117,11 +117,11 @@ def settings_of(folder: RunFolder, number: int) -> Resolved | None:
     """Return what an iteration was asked to do: as its report says, else as its newest start says; None if never begun."""
     report = find_report(folder, number)
     if report is not None and report[1].outcome == read_outcome(folder, number) and report[1].resolved:
-        return Resolved.model_validate({**report[1].resolved, "run": str(folder.root)})
+        return Resolved.of(report[1].resolved, folder.root)
     path = folder.settings(number)
     if not path.exists():
         return None
-    return Resolved.load(path).model_copy(update={"run": str(folder.root)})
+    return Resolved.load(path)
 
 
 def find_stages(folder: RunFolder, number: int, resolved: Resolved, outcome: Outcome | None) -> dict[str, Path]:

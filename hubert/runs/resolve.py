@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hubert.core.errors import ConfigError
+from hubert.core.errors import ConfigError, DataError
 from hubert.core.paths import RunFolder, find_recipe
 from hubert.evaluation.checkpoints import FORM, SERVICE, Pick, default_pick, find_run_checkpoint
 from hubert.evaluation.choice import read_outcome
@@ -63,7 +63,7 @@ def resolve(
     check_number(number)
     own = settings.iteration(number)
     source, chosen, chosen_by = choose_source(folder, number, own, teacher=teacher, layer=layer, pick=pick)
-    before = Resolved.load(folder.settings(number)) if folder.settings(number).exists() else None
+    before = remembered(folder, number)
     resolved = Resolved(
         run=str(folder.root),
         number=number,
@@ -79,6 +79,14 @@ def resolve(
     )
     Iteration(resolved).check_paths()
     return resolved
+
+
+def remembered(folder: RunFolder, number: int) -> Resolved | None:
+    """Return what an iteration did so far; None if it was not begun, or the file that said it is damaged."""
+    try:
+        return Resolved.load(folder.settings(number))
+    except DataError:
+        return None
 
 
 def check_number(number: int) -> None:

@@ -1,17 +1,21 @@
 """What one iteration will do, as it is written down: settings, teacher, starting weights, codebook."""
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from hubert.core.files import atomic_write, write_json
+from hubert.core.errors import DataError
+from hubert.core.files import atomic_write, seal, unseal, write_record
 from hubert.core.paths import RunFolder
 from hubert.evaluation.checkpoints import SERVICE
 from hubert.settings.recipe import Recipe
-from hubert.settings.sections import Section
+from hubert.settings.sections import Section, explain
+
+SAY_AGAIN = "Fix: say `--recipe R --data D` as at the start; what was done with the same settings is found again"
 
 
 class Resolved(Section):
@@ -31,7 +35,7 @@ class Resolved(Section):
 
     def save(self, path: Path) -> None:
         """Write the settings as TOML."""
-        content = self.model_dump(mode="json", exclude_none=True)
+        content = seal(self.model_dump(mode="json", exclude_none=True))
         with atomic_write(path) as temporary:
             temporary.write_text(tomli_w.dumps(content))
 
@@ -40,9 +44,60 @@ class Resolved(Section):
         folder = RunFolder(Path(self.run))
         self.save(folder.settings(self.number))
         choice = {"source": self.source, "why": self.chosen, "by": self.chosen_by}
-        write_json(folder.choice(self.number), choice)
+        write_record(folder.choice(self.number), choice)
 
     @classmethod
     def load(cls, path: Path) -> "Resolved":
-        """Read what `save` wrote."""
-        return cls.model_validate(tomllib.loads(path.read_text()))
+        """Read what `save` wrote, `<run>/itN/resolved.toml` or `<run>/resolved/<attempt>.toml`, wherever the run lies now.
+
+        Raises:
+            DataError: the file is missing, damaged, edited, or of a version that had other settings.
+        """
+        return cls.of(read_settings(path), path.absolute().parents[1])
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any], root: Path) -> "Resolved":
+        """Return settings that were written down in a run whose folder is `root` now.
+
+        Raises:
+            DataError: they are not those of an iteration.
+        """
+        try:
+            return cls.model_validate(relocate(content, root))
+        except (ValidationError, KeyError, TypeError) as error:
+            reason = explain(error) if isinstance(error, ValidationError) else f"no {error}"
+            raise DataError(
+                f"the settings of an iteration in {root} cannot be read ({reason}). Likely cause: another version wrote them. "
+                f"{SAY_AGAIN}"
+            ) from error
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read the settings of an iteration as plain values, unchecked.
+
+    Raises:
+        DataError: the file is missing, or is not what `Resolved.save` wrote.
+    """
+    try:
+        content = unseal(tomllib.loads(path.read_text()))
+    except (FileNotFoundError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        content = None
+    if not content:
+        raise DataError(
+            f"{path} is not what was written: it is missing, damaged, or was edited (settings are changed with `--set`). "
+            f"{SAY_AGAIN}"
+        )
+    return content
+
+
+def relocate(content: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """Return settings with the paths inside their run as they are now that its folder is `root`."""
+    old, new = str(content["run"]), str(root)
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: moved(inner) for name, inner in value.items()}
+        return f"{new}{value[len(old) :]}" if isinstance(value, str) and value.startswith(f"{old}/") else value
+
+    places = {name: moved(content[name]) for name in ("source", "init", "codebook") if name in content}
+    return {**content, **places, "run": new}

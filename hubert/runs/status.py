@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hubert.core import text
-from hubert.core.errors import HubertError
+from hubert.core.errors import DataError, HubertError
 from hubert.core.files import folder_size, read_json
 from hubert.core.locks import find_holder
 from hubert.core.paths import RunFolder
@@ -147,7 +147,10 @@ def _iteration(folder: RunFolder, number: int) -> tuple[IterationStatus, set[Pat
         return IterationStatus(
             number, outcome=outcome, problem=f"{path} is missing: it was never started to the end"
         ), set()
-    resolved = Resolved.load(path)
+    try:
+        resolved = Resolved.load(path)
+    except DataError as error:
+        return IterationStatus(number, outcome=outcome, problem=str(error)), set()
     found: dict[str, StageStatus] = {}
     folders: set[Path] = set()
     problem = ""
@@ -221,7 +224,7 @@ def read_folder(folder: Path, name: str = "") -> StageStatus:
 def _training_progress(folder: Path) -> str:
     """Say how far a training's log goes; empty for other stages."""
     job = read_json(folder / "job.json")
-    if job is None:
+    if job is None or "settings" not in job:
         return ""
     lines = read_metrics(folder / "metrics.jsonl")
     step = int(lines[-1]["step"]) if lines else 0

@@ -3,13 +3,14 @@
     step-00025000/
         config.json, model.safetensors   what `HuBERT.from_pretrained` and the Hub read
         state.pt                         optimizer and counters, for going on; kept for the last two
-        checkpoint.json                  size and sha256 of each file, written last
+        checkpoint.json                  size and sha256 of each file, and the steps of the checkpoints before it; written last
 
 A checkpoint that a training wrote because it was asked to stop, between two of its schedule, is `interim`: it goes when
 the next one of the schedule is there, so that an interrupted training offers the same checkpoints as an undisturbed one.
 
 The folder gets its name when all its files are on disk. A folder that nevertheless is not whole (a copy that broke
-off, a file that somebody removed) is reported and passed over.
+off, a file that somebody removed) is reported and passed over. The checkpoints after it, and the finished stage, know
+that it was written once (`find_lost`), so that the training can make it again.
 """
 
 import json
@@ -23,10 +24,13 @@ from typing import Any, Protocol
 import torch
 
 from hubert.core.errors import DataError, TransientError
-from hubert.core.files import atomic_write, read_json, remove
+from hubert.core.files import atomic_write, link, read_json, remove, seal, write_record
 from hubert.core.hashing import file_digest
 
+CONFIG = "config.json"
 MODEL = "model.safetensors"
+MODEL_FILES = (CONFIG, MODEL)
+RECORD = "checkpoint.json"
 STATE = "state.pt"
 KEPT_STATES = 2
 
@@ -67,6 +71,9 @@ def write_checkpoint(
 ) -> Checkpoint:
     """Write a checkpoint, then remove interim ones (unless it is one) and the optimizer states of all but the last two.
 
+    A training that comes by again, to make a lost checkpoint, keeps the weights of the whole ones on its way: later stages
+    know them by their hash, and on a GPU they might come out different in the last bits.
+
     Args:
         folder: the training's folder.
         step: number of finished steps.
@@ -79,24 +86,33 @@ def write_checkpoint(
         TransientError: the disk did not take it; says what is free.
     """
     path = checkpoint_path(folder, step)
+    before = [other for other in find_written(folder) if other < step]
+    kept = next((found for found in list_checkpoints(folder, lambda _: None) if found.step == step), None)
+    if kept is not None and find_changed_file(kept) is not None:
+        kept = None
     try:
         with atomic_write(path) as temporary:
             temporary.mkdir()
-            model.save_pretrained(temporary)
+            if kept is None:
+                model.save_pretrained(temporary)
+            else:
+                for name in MODEL_FILES:
+                    link(kept.path / name, temporary / name)
             torch.save(dict(state), temporary / STATE)
             files = {
                 file.name: {"bytes": file.stat().st_size, "sha256": file_digest(file)}
                 for file in sorted(temporary.iterdir())
             }
-            record = {"step": step, "interim": interim, "files": files}
-            (temporary / "checkpoint.json").write_text(json.dumps(record, indent=1) + "\n")
+            record = {"step": step, "interim": interim, "before": before, "files": files}
+            (temporary / RECORD).write_text(json.dumps(seal(record), indent=1) + "\n")
             before_rename()
-            if path.exists():  # a broken one, from which nothing could go on, or the training would not be here again
+            if path.exists():
                 remove(path)
         for other in [] if interim else list_checkpoints(folder, lambda _: None):
             if other.interim:
                 remove(other.path)
-        prune_states(folder)
+        for superfluous in prunable_states(folder, near=step):
+            remove(superfluous)
     except OSError as error:
         raise TransientError(
             f"checkpoint {path} could not be written: {error}. The training goes on from the last one when it is started "
@@ -112,21 +128,80 @@ def list_checkpoints(folder: Path, say: Say = print) -> list[Checkpoint]:
         match = re.fullmatch(r"step-(\d+)", path.name)
         if not match:
             continue
-        problem, files, interim = _check_sizes(path)
+        problem, files, interim = _check_files(path)
         if problem:
             say(f"checkpoint {path} is not complete and is passed over: {problem}")
             continue
-        has_state = (path / STATE).exists()
+        has_state = STATE in files and (path / STATE).exists()
         found.append(Checkpoint(path, int(match[1]), str(files[MODEL]["sha256"]), has_state, interim))
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
-def find_latest(folder: Path, say: Say = print) -> Checkpoint | None:
+def find_written(folder: Path) -> list[int]:
+    """Return the steps of all checkpoints of the schedule that were ever written, by step, those that are lost too.
+
+    They stand in the records of the checkpoints, and in those of the finished stage.
+    """
+    steps: set[int] = set()
+    for path in folder.glob(f"step-*/{RECORD}"):
+        record = read_json(path) or {}
+        steps |= set(record.get("before", ())) | ({int(record["step"])} if record.get("interim") is False else set())
+    for path in (folder / "done.json", folder / "receipts" / "00000.json"):
+        names = (read_json(path) or {}).get("outputs", {})
+        steps |= {int(match[1]) for name in names if (match := re.match(r"step-(\d+)/", name))}
+    return sorted(steps)
+
+
+def find_lost(folder: Path) -> list[int]:
+    """Return the steps of the checkpoints that were written once, and are damaged or gone."""
+    whole = {checkpoint.step for checkpoint in list_checkpoints(folder, lambda _: None)}
+    return [step for step in find_written(folder) if step not in whole]
+
+
+def mend(folder: Path, say: Say = print) -> None:
+    """Make the small files of checkpoints again where another file of the training holds their content.
+
+    `config.json` is the same in all of them; what `checkpoint.json` holds of the weights stands in `done.json` too.
+    """
+    hashes: dict[str, str] = (read_json(folder / "done.json") or {}).get("hashes", {})
+    for path in sorted(folder.glob("step-*")):
+        names = {name: f"{path.name}/{name}" for name in MODEL_FILES}
+        if read_json(path / RECORD) is None and all(
+            name in hashes and (folder / name).exists() and file_digest(folder / name) == hashes[name]
+            for name in names.values()
+        ):
+            files = {
+                name: {"bytes": (path / name).stat().st_size, "sha256": hashes[key]} for name, key in names.items()
+            }
+            write_record(path / RECORD, {"step": int(path.name[5:]), "interim": False, "before": [], "files": files})
+            remove(path / STATE)  # nothing says what it has to be
+            say(f"{path / RECORD} was damaged or gone, and is made again")
+        wanted = (read_json(path / RECORD) or {}).get("files", {}).get(CONFIG, {}).get("sha256")
+        if wanted is None or _has(path / CONFIG, wanted):
+            continue
+        twin = next((other for other in folder.glob(f"step-*/{CONFIG}") if _has(other, wanted)), None)
+        if twin is not None:
+            with atomic_write(path / CONFIG) as temporary:
+                temporary.write_bytes(twin.read_bytes())
+            say(f"{path / CONFIG} was damaged or gone, and is made again")
+
+
+def _has(path: Path, sha256: str) -> bool:
+    return path.exists() and file_digest(path) == sha256
+
+
+def find_latest(folder: Path, say: Say = print, *, before: int | None = None) -> Checkpoint | None:
     """Return the newest checkpoint that a training can go on from; None if there is none.
 
     Its files are hashed; one whose content changed is reported, and the one before it is taken.
+
+    Args:
+        folder: the training's.
+        say: hears of each one that is passed over.
+        before: only those of fewer steps than this.
     """
-    for checkpoint in reversed([candidate for candidate in list_checkpoints(folder, say) if candidate.has_state]):
+    candidates = [found for found in list_checkpoints(folder, say) if before is None or found.step < before]
+    for checkpoint in reversed([candidate for candidate in candidates if candidate.has_state]):
         wrong = find_changed_file(checkpoint)
         if wrong is None:
             return checkpoint
@@ -136,9 +211,30 @@ def find_latest(folder: Path, say: Say = print) -> Checkpoint | None:
     return None
 
 
+def find_start(folder: Path, steps: int, say: Say = print) -> tuple[list[int], int, int]:
+    """Find out where a training of `steps` steps goes on: after its newest checkpoint, or before those that are lost.
+
+    Returns:
+        The steps of the lost checkpoints; the step to go on from, 0 for the start; and the step of the last lost one if the
+        training can go on from its newest checkpoint there, else 0. It cannot if that checkpoint does not hold the log (an
+        older version wrote it): then all steps after the lost ones are done again.
+    """
+    newest, lost = find_latest(folder, say), find_lost(folder)
+    if not lost or newest is None or newest.step < lost[0]:
+        return lost, newest.step if newest else 0, 0
+    before = find_latest(folder, lambda _: None, before=lost[0])
+    step = before.step if before else 0
+    goes_on = newest.step > lost[-1] and "metrics" in read_state(newest.path)
+    say(
+        f"the checkpoints of the steps {', '.join(map(str, lost))} are damaged or gone: training again from step {step} to "
+        + (f"{lost[-1]}, then on from step {newest.step}" if goes_on else f"{max(steps, lost[-1])}")
+    )
+    return lost, step, lost[-1] if goes_on or lost[-1] > steps else 0
+
+
 def find_changed_file(checkpoint: Checkpoint) -> str | None:
     """Return the name of a file whose content is not what was written; None if all are."""
-    files = (read_json(checkpoint.path / "checkpoint.json") or {})["files"]
+    files = (read_json(checkpoint.path / RECORD) or {})["files"]
     for name, file in files.items():
         path = checkpoint.path / name
         if path.exists() and file_digest(path) != file["sha256"]:
@@ -167,10 +263,16 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def prunable_states(folder: Path, keep: int = KEPT_STATES) -> list[Path]:
-    """Return the optimizer states of all but the last `keep` checkpoints that have one."""
+def prunable_states(folder: Path, keep: int = KEPT_STATES, *, near: int | None = None) -> list[Path]:
+    """Return the optimizer states of all but the last `keep` checkpoints that have one.
+
+    With `near` the last `keep` up to that step stay too: a training that makes a lost checkpoint again goes on from them.
+    """
     with_state = [checkpoint for checkpoint in list_checkpoints(folder, lambda _: None) if checkpoint.has_state]
-    return [checkpoint.path / STATE for checkpoint in with_state[: max(0, len(with_state) - keep)]]
+    others = with_state[: max(0, len(with_state) - keep)]
+    close = [checkpoint.step for checkpoint in with_state if near is not None and checkpoint.step <= near]
+    needed = close[max(0, len(close) - keep) :]
+    return [checkpoint.path / STATE for checkpoint in others if checkpoint.step not in needed]
 
 
 def prune_states(folder: Path, keep: int = KEPT_STATES) -> int:
@@ -178,11 +280,14 @@ def prune_states(folder: Path, keep: int = KEPT_STATES) -> int:
     return sum(remove(path) for path in prunable_states(folder, keep))
 
 
-def _check_sizes(path: Path) -> tuple[str, dict[str, Any], bool]:
-    """Return what is wrong with a checkpoint's files (empty if nothing), what they should be, and whether it is interim."""
-    content = read_json(path / "checkpoint.json")
+def _check_files(path: Path) -> tuple[str, dict[str, Any], bool]:
+    """Return what is wrong with a checkpoint's files (empty if nothing), what they should be, and whether it is interim.
+
+    Of the large files the sizes are compared, `config.json` is hashed.
+    """
+    content = read_json(path / RECORD)
     if content is None or MODEL not in content.get("files", {}):
-        return "it has no checkpoint.json", {}, False
+        return f"it has no {RECORD}, or a damaged one", {}, False
     files: dict[str, Any] = content["files"]
     interim = bool(content.get("interim"))
     for name, file in files.items():
@@ -192,4 +297,6 @@ def _check_sizes(path: Path) -> tuple[str, dict[str, Any], bool]:
                 f"{name} has {size} bytes instead of {file['bytes']}" if size is not None else f"{name} is missing"
             )
             return problem, files, interim
+    if CONFIG in files and not _has(path / CONFIG, files[CONFIG]["sha256"]):
+        return f"the content of {CONFIG} is not what was written", files, interim
     return "", files, interim

@@ -16,7 +16,7 @@ from typing import Self
 import torch
 
 from hubert.core.errors import ConfigError, DataError, HubertError, TrainingCancelled, TrainingDiverged, TransientError
-from hubert.core.files import read_json, write_json
+from hubert.core.files import read_json, write_record
 from hubert.training.folder import LostOwnershipError
 from hubert.training.job import Job
 
@@ -243,7 +243,7 @@ class ExitRecord:
         if owner == self.job.attempt and not recorded and (error is not None or self.is_main):
             content = {"attempt": self.job.attempt, "code": int(self.code), "name": self.code.name.lower()}
             content |= {"message": self.message, "host": platform.node(), "pid": os.getpid(), "at": time.time()}
-            write_json(path, content)
+            write_record(path, content)
         return isinstance(error, HubertError | OSError)
 
 

@@ -1,5 +1,6 @@
 """What the main process of a training writes, and the two locks that keep a second trainer from writing beside it."""
 
+import hashlib
 import json
 import os
 import platform
@@ -12,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from hubert.core.errors import TransientError
-from hubert.core.files import atomic_write, flush, read_json, remove, write_json
+from hubert.core.files import atomic_write, flush, read_json, remove, write_record, write_text
 from hubert.core.process import ProcessId
 from hubert.training.checkpoint import Checkpoint, Saveable, write_checkpoint
 
@@ -56,7 +57,7 @@ class TrainingFolder:
             if take:
                 claim(self.path, self.attempt)
             self.check()
-            write_json(self.path / "trainer.json", {"attempt": self.attempt, **ProcessId.of(os.getpid()).as_dict()})
+            write_record(self.path / "trainer.json", {"attempt": self.attempt, **ProcessId.of(os.getpid()).as_dict()})
             for litter in (*self.path.glob(".step-*.tmp"), *self.path.glob(".metrics.jsonl.*.tmp")):
                 remove(litter)  # of a trainer that was killed while it wrote
             yield
@@ -87,6 +88,24 @@ class TrainingFolder:
         with atomic_write(self.metrics) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in kept))
 
+    def log_text(self) -> str:
+        """Return the log so far."""
+        return self.metrics.read_text() if self.metrics.exists() else ""
+
+    def restore_metrics(self, step: int, text: str | None) -> None:
+        """Make the log what it was when the checkpoint of `step` was written.
+
+        Args:
+            step: of the checkpoint.
+            text: the log that was saved with it; None (an older version wrote it): later lines are removed.
+        """
+        if text is None:
+            self.cut_metrics(step)
+        else:
+            self.check()
+            with _explained(self.metrics):
+                write_text(self.metrics, text)
+
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Add a line, seen by readers at once."""
         self.check()
@@ -102,10 +121,12 @@ class TrainingFolder:
         return write_checkpoint(self.path, step, model, state, interim=interim, before_rename=self.check)
 
     def write_summary(self, figures: Mapping[str, Any]) -> None:
-        """Write the figures of the finished training."""
+        """Write the figures of the finished training, and the hash of its log."""
         self.check()
         with _explained(self.path / "summary.json"):
-            write_json(self.path / "summary.json", figures)
+            content = self.metrics.read_bytes()
+            log = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            write_record(self.path / "summary.json", {**figures, "log": log})
 
 
 @contextmanager
@@ -124,10 +145,24 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     for text in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+            line = json.loads(text)
+            line["step"] = int(line["step"])
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError):
             break  # the machine went down while it was written: the lines of the last checkpoint are before it
+        lines.append(line)
     return lines
+
+
+def log_is_whole(folder: Path) -> bool:
+    """Say whether the log still holds what it held when the training finished; True if no hash of it was recorded.
+
+    A longer training adds lines to it, which do not matter here.
+    """
+    log = (read_json(folder / "summary.json") or {}).get("log")
+    path = folder / "metrics.jsonl"
+    if log is None:
+        return True
+    return path.exists() and hashlib.sha256(path.read_bytes()[: log["bytes"]]).hexdigest() == log["sha256"]
 
 
 class LostOwnershipError(TransientError):
@@ -136,7 +171,7 @@ class LostOwnershipError(TransientError):
 
 def claim(folder: Path, attempt: str) -> None:
     """Make `attempt` the owner of the folder: a trainer of another attempt stops before its next write."""
-    write_json(folder / "attempt.json", {"attempt": attempt, "host": platform.node(), "since": time.time()})
+    write_record(folder / "attempt.json", {"attempt": attempt, "host": platform.node(), "since": time.time()})
 
 
 def check_owner(folder: Path, attempt: str) -> None:

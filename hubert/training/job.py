@@ -24,6 +24,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hubert.core.errors import ConfigError
+from hubert.core.files import SEAL, unseal
 from hubert.settings.sections import TrainSettings, explain
 from hubert.training.init import FRESH, settle_init
 
@@ -70,7 +71,13 @@ def read_job(path: Path) -> Job:
     try:
         text = path.read_text()
         content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-        job = Job.model_validate(content)
+        whole = unseal(content) if isinstance(content, dict) else content
+        if whole is None:
+            raise ConfigError(
+                f"job file {path} is not what was written: its content does not fit its {SEAL}. Likely cause: it was edited, or "
+                f"is damaged. Fix: `hubert train RUN` writes it again; of one that you edited remove the line {SEAL}"
+            )
+        job = Job.model_validate(whole)
     except FileNotFoundError as error:
         raise ConfigError(f"job file {path} does not exist") from error
     except ValidationError as error:

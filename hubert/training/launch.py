@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hubert.core.errors import TransientError
-from hubert.core.files import look_again, read_json, write_json
+from hubert.core.files import look_again, read_json, write_record
 from hubert.core.paths import PROJECT
 from hubert.core.process import ProcessId, exit_status, start_detached
 from hubert.training.exit_states import PROCESS, Action, End, Exit, judge
@@ -149,7 +149,7 @@ def begin_attempt(job: Job) -> Job:
     folder = job.folder.resolve()
     job = job.model_copy(update={"folder": folder, "attempt": job.attempt or new_attempt()})
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "job.json", job.model_dump(mode="json"))
+    write_record(folder / "job.json", job.model_dump(mode="json"))
     claim(folder, job.attempt)
     return job
 
@@ -169,7 +169,7 @@ def launch(job: Job) -> TrainerProcess:
     command = [sys.executable, *torchrun, "-m", "hubert.train", str(folder / "job.json")]
     log_start = log_size(folder)
     process = start_detached(command, folder / "train.log", environment={**ENVIRONMENT, **os.environ}, folder=PROJECT)
-    write_json(folder / "process.json", {"attempt": job.attempt, **process.as_dict(), "command": command})
+    write_record(folder / "process.json", {"attempt": job.attempt, **process.as_dict(), "command": command})
     return TrainerProcess(folder, job.attempt, process, log_start)
 
 

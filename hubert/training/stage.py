@@ -1,7 +1,7 @@
 """The training stage: start the trainer as a process of its own, follow it, start it again from its last checkpoint."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 from tqdm import tqdm
 
 from hubert.core.errors import ConfigError, DataError, TransientError, first_line
-from hubert.core.files import read_json, write_json
+from hubert.core.files import read_json, write_record
+from hubert.core.outputs import Hashes
 from hubert.core.stage import Figures, Plan, Receipt, Spec, Stage
 from hubert.settings.sections import TrainSettings
-from hubert.training.checkpoint import list_checkpoints
-from hubert.training.folder import read_metrics
+from hubert.training.checkpoint import MODEL_FILES, RECORD, find_lost, list_checkpoints
+from hubert.training.folder import log_is_whole, read_metrics
 from hubert.training.init import FRESH
 from hubert.training.job import Horizons, Job
 from hubert.training.launch import Event, Launcher, LocalLauncher, follow, job_ids
@@ -53,11 +54,18 @@ class TrainStage(Stage):
     def done(self) -> Figures | None:
         """Return the content of `done.json` if the training has reached the steps that are asked for."""
         content = super().done()
-        return content if content is not None and content["figures"]["steps"] >= self.train.steps else None
+        if content is None or content["figures"]["steps"] < self.train.steps:
+            return None
+        return content if log_is_whole(self.folder) else None
 
     def receipt(self, index: int, plan: Plan) -> Receipt | None:
         found = super().receipt(index, plan)
-        return found if found is not None and found.figures["steps"] >= self.train.steps else None
+        if found is None or found.figures["steps"] < self.train.steps:
+            return None
+        return found if log_is_whole(self.folder) else None
+
+    def reads(self) -> list[Path]:
+        return [self.table]
 
     def make_plan(self) -> list[Spec]:
         return [{"table": str(self.table)}]
@@ -106,12 +114,21 @@ class TrainStage(Stage):
     def is_trained(self) -> bool:
         """Say whether the steps are reached, and counted: the trainer writes its summary after the last checkpoint."""
         summary = read_json(self.folder / "summary.json") or {"steps": 0}
-        return min(self.reached(), int(summary["steps"])) >= self.train.steps
+        is_far_enough = min(self.reached(), int(summary["steps"])) >= self.train.steps
+        return is_far_enough and not find_lost(self.folder) and log_is_whole(self.folder)
 
     def outputs(self) -> list[Path]:
         """Return the files of the models. The log and the optimizer's states still change after the stage is done."""
-        paths = (checkpoint.path for checkpoint in list_checkpoints(self.folder, _ignore))
-        return [path / name for path in paths for name in ("config.json", "model.safetensors")]
+        paths = (found.path for found in list_checkpoints(self.folder, _ignore) if not found.interim)
+        return [path / name for path in paths for name in MODEL_FILES]
+
+    def hash_outputs(self, outputs: Iterable[Path]) -> Hashes:
+        """Return what was recorded when the checkpoints were written: they may have lain there for days."""
+        records = {path.parent: read_json(path.parent / RECORD) or {} for path in outputs}
+        return {
+            path.relative_to(self.folder).as_posix(): records[path.parent]["files"][path.name]["sha256"]
+            for path in outputs
+        }
 
     def summary(self) -> Figures:
         """Return what the trainer counted, and its last losses.
@@ -126,11 +143,13 @@ class TrainStage(Stage):
                 f"{self.folder} has no summary.json: the training there has not finished; run `hubert train` again"
             )
         jobs = {"slurm_jobs": ids} if (ids := job_ids(self.folder)) else {}
-        return {**content, **jobs, "last": lines[-1]}
+        figures = {name: value for name, value in content.items() if name != "log"}
+        return {**figures, **jobs, "last": lines[-1]}
 
     def horizons(self) -> Horizons:
         """Return the recorded schedule; empty before the first start."""
-        content = read_json(self.folder / "horizons.json") or {"horizons": []}
+        newest = read_json(self.folder / "job.json") or {"horizons": []}
+        content = read_json(self.folder / "horizons.json") or newest
         return tuple((int(first), int(last)) for first, last in content["horizons"])
 
     def check_steps(self) -> None:
@@ -158,7 +177,7 @@ class TrainStage(Stage):
         steps = self.train.steps
         if not horizons or steps > horizons[-1][1]:
             horizons = (*horizons, (self.reached() if horizons else 0, steps))
-            write_json(self.folder / "horizons.json", {"horizons": horizons})
+            write_record(self.folder / "horizons.json", {"horizons": horizons})
         return Job(
             folder=self.folder,
             table=self.table,

@@ -26,7 +26,7 @@ from hubert.core.frames import SAMPLE_RATE
 from hubert.core.hashing import digest, mix
 from hubert.model.hubert import HuBERT, HuBERTPretrain
 from hubert.model.weights import check_weights
-from hubert.training.checkpoint import checkpoint_path, find_latest, read_state
+from hubert.training.checkpoint import checkpoint_path, find_start, mend, read_state
 from hubert.training.crops import NOISE, Batch, CropPlan, load_batches, samples_of
 from hubert.training.distributed import Gradients, World, share_integer
 from hubert.training.exit_states import Exit
@@ -125,6 +125,7 @@ class Trainer:
         )
         self.counters = Counters()
         self.window = Window()
+        self.lost: list[int] = []  # steps of checkpoints that this start makes again (main process only)
 
     def _build_model(self) -> HuBERTPretrain:
         torch.manual_seed(mix(self.settings.seed, INITIALISE))
@@ -143,14 +144,25 @@ class Trainer:
         with ExitStack() as stack:
             if self.world.is_main:
                 stack.enter_context(self.folder.hold(take=self.take_folder))
-            self._resume()
+            lost = self._resume()
             self.say(self._describe())
-            batches = stack.enter_context(closing(self._load_batches()))
-            last = self.settings.steps
-            bar = tqdm(
-                total=last, initial=self.counters.step, unit="step", disable=None if self.world.is_main else True
-            )
-            stack.enter_context(bar)
+            if lost:
+                if not self._train_to(lost):
+                    return Exit.INTERRUPTED
+                self._resume()
+            if not self._train_to(self.settings.steps):
+                return Exit.INTERRUPTED
+            if self.world.is_main:
+                self.folder.write_summary(self._summary())
+        return Exit.FINISHED
+
+    def _train_to(self, last: int) -> bool:
+        """Do the steps up to `last`. Returns False if the training was asked to stop before."""
+        disable = None if self.world.is_main else True
+        with (
+            closing(self._load_batches()) as batches,
+            tqdm(total=last, initial=self.counters.step, unit="step", disable=disable) as bar,
+        ):
             stopping = False
             while self.counters.step < last and not stopping:
                 start = time.perf_counter()
@@ -160,12 +172,9 @@ class Trainer:
                 self.counters.add_time(seconds, self.world.num_gpus)
                 bar.update()
                 self._record(stopping=stopping)
-            if self.counters.step < last:
-                self.say(f"asked to stop: step {self.counters.step} of {last} is saved")
-                return Exit.INTERRUPTED
-            if self.world.is_main:
-                self.folder.write_summary(self._summary())
-        return Exit.FINISHED
+        if self.counters.step < last:
+            self.say(f"asked to stop: step {self.counters.step} of {last} is saved")
+        return self.counters.step >= last
 
     def _load_batches(self) -> Generator[Batch]:
         return load_batches(
@@ -266,13 +275,14 @@ class Trainer:
         self.folder.check_sometimes()
         if step % settings.log_interval == 0 or is_last:
             self._log_window()
-        scheduled = step % settings.checkpoint_interval == 0 or is_last
+        scheduled = step % settings.checkpoint_interval == 0 or is_last or step in self.lost
         if scheduled or stopping:
             state = {
                 "identity": digest(self.job.identity),
                 "optimizer": self.optimizer.state_dict(),
                 "counters": asdict(self.counters),
                 "window": asdict(self.window),
+                "metrics": self.folder.log_text(),
             }
             checkpoint = self.folder.save(step, self.model, state, interim=not scheduled)
             self.say(f"wrote {checkpoint.path.name}")
@@ -295,17 +305,22 @@ class Trainer:
         values = ", ".join(f"{name} {line[name]:.4g}" if line[name] is not None else f"{name} -" for name in shown)
         self.say(f"step {counters.step} of {self.settings.steps}: {values}")
 
-    def _resume(self) -> None:
-        """Go back to the newest whole checkpoint, the same on every process, or start anew."""
-        step = 0
+    def _resume(self) -> int:
+        """Go back to the newest whole checkpoint, the same on every process, or start anew.
+
+        Returns:
+            The step up to which lost checkpoints are made again (`find_start`); 0 if none is.
+        """
+        step = again = 0
         if self.world.is_main:
-            found = find_latest(self.folder.path, self.say)
-            step = found.step if found else 0
-            self.folder.cut_metrics(step)
-        step = share_integer(self.world, step)
+            mend(self.folder.path, self.say)
+            self.lost, step, again = find_start(self.folder.path, self.settings.steps, self.say)
+            if not step:
+                self.folder.cut_metrics(0)
+        step, again = share_integer(self.world, step), share_integer(self.world, again)
         if not step:
             self._initialise()
-            return
+            return again
         path = checkpoint_path(self.folder.path, step)
         state = read_state(path)
         if state["identity"] != digest(self.job.identity):
@@ -317,6 +332,9 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.counters = Counters.of(state["counters"])
         self.window = Window(**state["window"])
+        if self.world.is_main:
+            self.folder.restore_metrics(step, state.get("metrics"))
+        return again
 
     def _initialise(self) -> None:
         """Give the model the encoder that the training starts from; its head stays new, since it belongs to the units.

@@ -16,7 +16,7 @@ import polars as pl
 from hubert.core.files import atomic_write
 from hubert.core.hashing import digest
 from hubert.core.stage import Figures, Receipt, Spec, Stage
-from hubert.data.manifest import read_manifest, scan_manifest
+from hubert.data.manifest import read_manifest, read_parquet, scan_manifest
 from hubert.data.split import plan_shards, shard_digests
 from hubert.features.chunks import ChunkRule, chunking
 from hubert.features.extract import FeatureExtractor, extract
@@ -76,6 +76,7 @@ class UnitsStage(Stage):
 
     name: ClassVar[str] = "units"
     counted: ClassVar[str] = "files"
+    joins_shards: ClassVar[bool] = True
     parent: Path
     manifests: Mapping[str, Path]
     manifest_key: str
@@ -117,6 +118,9 @@ class UnitsStage(Stage):
 
     def tables(self) -> Mapping[str, Path]:
         return self.manifests
+
+    def reads(self) -> list[Path]:
+        return [*self.manifests.values(), self.codebook, *self.source.files]
 
     def work(self, spec: Spec) -> tuple[list[Path], Figures]:
         rows = read_manifest(self.manifests[spec["part"]], start=spec["start"], end=spec["end"])
@@ -164,7 +168,9 @@ class UnitsStage(Stage):
         """Yield the manifest's rows with their units, shard by shard, joined by `fileid`."""
         for spec, path in shards:
             rows = read_manifest(manifest, start=spec["start"], end=spec["end"])
-            joined = rows.join(pl.read_parquet(path), on="fileid", how="left", maintain_order="left", validate="1:1")
+            joined = rows.join(
+                read_parquet(path, self.name), on="fileid", how="left", maintain_order="left", validate="1:1"
+            )
             for units in joined["units"]:
                 statistics.update(units.to_numpy())
             yield joined.to_dict(as_series=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 from hubert.core.errors import DataError
 from hubert.core.files import atomic_write
 from hubert.core.hashing import digest
+from hubert.core.outputs import check_files
 from hubert.core.recognise import recognise
 from hubert.features.source import FeatureSource, describe_source
 
@@ -74,14 +75,17 @@ class Codebook:
         """Read a codebook.
 
         Raises:
-            DataError: the file is missing, none of ours, or its centroids are no table of finite numbers.
+            DataError: the file is missing, none of ours, not what the stage wrote, or its centroids are no table of finite
+                numbers.
         """
+        check_files([path])
         try:
             opened = safe_open(path, framework="pt")
         except (OSError, SafetensorError) as error:
             said = f"it is {what}" if (what := recognise(path)) else str(error)
             raise DataError(
-                f"{path}: expected a codebook of ours: {said}; `hubert codebook import` makes one of another program's file"
+                f"{path}: expected a codebook of ours: {said}. If `hubert kmeans` wrote it, it is damaged: remove it, and that "
+                "makes it again. `hubert codebook import` makes one of another program's file"
             ) from error
         with opened as file:
             header = file.metadata() or {}

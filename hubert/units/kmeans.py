@@ -155,6 +155,9 @@ class KMeansStage(Stage):
     def make_plan(self) -> list[Spec]:
         return [{"num_units": self.kmeans.num_units}]
 
+    def reads(self) -> list[Path]:
+        return self.shards
+
     def lloyd(self, centroids: Tensor) -> tuple[Tensor, int]:
         """Refine the first centroids; `tasks/kmeans.py` does it on Dask workers."""
         return torch_lloyd(

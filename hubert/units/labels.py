@@ -34,6 +34,7 @@ from hubert.core.hashing import hash_fileids
 from hubert.data.audio_file import AudioRef
 
 FORMAT = 1
+AGAIN = "it is damaged: remove the folder {} and run `hubert units` again, which makes it anew"
 HEADER = 128  # bytes of a .npy header, fixed so that it can be written last
 
 Chunk = Mapping[str, Iterable[Any]]
@@ -241,7 +242,11 @@ class Table:
 
     @cached_property
     def _archives(self) -> list[str]:
-        names: list[str] = json.loads((self.folder / "archives.json").read_text())
+        path = self.folder / "archives.json"
+        try:
+            names: list[str] = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: {error}; {AGAIN.format(self.folder)}") from error
         return names
 
     @cached_property
@@ -281,11 +286,11 @@ class Table:
             )
         except (OSError, ValueError) as error:
             raise DataError(
-                f"{path}: cannot be read as a column of the table ({error}); run `hubert units` again"
+                f"{path}: cannot be read as a column of the table ({error}); {AGAIN.format(self.folder)}"
             ) from error
         if length is not None and array.shape != (length,):
             raise DataError(
-                f"{path}: expected {length} values as table.json says, found {array.shape}; run `hubert units` again"
+                f"{path}: expected {length} values as table.json says, found {array.shape}; {AGAIN.format(self.folder)}"
             )
         return array
 

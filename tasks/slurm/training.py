@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hubert.core.errors import ConfigError, TransientError
-from hubert.core.files import read_json, write_json
+from hubert.core.files import read_json, write_record
 from hubert.core.paths import PROJECT
 from hubert.core.process import ProcessId, exit_status, start_detached
 from hubert.training.exit_states import FORGOTTEN, REFUSED, End, Exit, judge
@@ -220,7 +220,7 @@ class SlurmTrainer(RunningTrainer):
 
     def stop(self, *, timeout: float = STOP_SECONDS) -> None:
         """Stop it: a job that waits at once, one that runs after its step and a checkpoint, by force after `timeout`."""
-        write_json(self.folder / "cancelled.json", {"attempt": self.attempt, "at": time.time()})
+        write_record(self.folder / "cancelled.json", {"attempt": self.attempt, "at": time.time()})
         self._poll_seconds = QUICK_SECONDS
         self._ask()
         if not self.is_seen() and self._srun is not None:
@@ -343,7 +343,7 @@ def refused(folder: Path, entry: dict[str, Any], said: str) -> ConfigError | Tra
 
 def write_jobs(folder: Path, jobs: list[dict[str, Any]]) -> None:
     """Write down all jobs of a training."""
-    write_json(folder / "slurm.json", {"jobs": jobs})
+    write_record(folder / "slurm.json", {"jobs": jobs})
 
 
 def write_entry(folder: Path, entry: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ ABX compares MFCC and every layer of the scored checkpoints on the same items. Q
 iteration, and units clustered on each layer, with phone alignments. Both extract what they need, and keep only scores.
 """
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from typing import Any, ClassVar
 import polars as pl
 import torch
 
-from hubert.core.files import write_json
+from hubert.core.errors import DataError
+from hubert.core.files import read_json, write_record
 from hubert.core.frames import num_units_of
 from hubert.core.hashing import digest, file_digest
 from hubert.core.stage import Figures, Receipt, Spec, Stage
@@ -43,6 +43,7 @@ class ABXStage(Stage):
 
     name: ClassVar[str] = "abx"
     counted: ClassVar[str] = "checkpoints"
+    joins_shards: ClassVar[bool] = True
     parent: Path
     manifest: Path
     manifest_key: str
@@ -68,9 +69,13 @@ class ABXStage(Stage):
         shared = digest([self.manifest_key, file_digest(self.item), self.settings() | {"checkpoints": ""}])
         return [{**checkpoint, "digest": digest([checkpoint["sha256"], shared])} for checkpoint in self.checkpoints]
 
+    def reads(self) -> list[Path]:
+        return [self.manifest, *(Path(checkpoint["path"]) for checkpoint in self.checkpoints)]
+
     def work(self, spec: Spec) -> tuple[list[Path], Figures]:
         rows = read_manifest(self.manifest)
-        source = layer_source(spec, self.features)
+        checkpoint = next(one for one in self.checkpoints if one["sha256"] == spec["sha256"])
+        source = layer_source(checkpoint, self.features)  # the plan keeps the place of the day when it was made
         with tempfile.TemporaryDirectory(prefix="features-", dir=self.folder) as scratch:
             items = self._item_files(rows, Path(scratch))
             wanted = read_items(items[ALL])["fileid"].unique()
@@ -91,14 +96,17 @@ class ABXStage(Stage):
             results = score_in_subprocess(job)
         output = self.folder / "scores" / f"{spec['digest'][:16]}.json"
         scores = [self._row(layer, spec["step"], results) for layer in folders]
-        write_json(output, {"rows": scores})
+        write_record(output, {"rows": scores})
         return [output], {"num_dropped_items": max(result.num_dropped_items for result in results)}
 
     def finish(self, receipts: list[Receipt]) -> tuple[list[Path], Figures]:
         rows = []
         for receipt in receipts:
             (name,) = receipt.outputs
-            scores = json.loads((self.folder / name).read_text())["rows"]
+            content = read_json(self.folder / name)
+            if content is None:
+                raise DataError(f"{self.folder / name} is damaged; remove it and run `hubert abx` again")
+            scores = content["rows"]
             rows += [row for row in scores if row["layer"] != MFCC or receipt.index == 0]
         return [], {
             "rows": rows,

@@ -86,6 +86,9 @@ class QualityStage(Stage):
     def make_plan(self) -> list[Spec]:
         return [{"part": "units"}, {"part": "layers"}]
 
+    def reads(self) -> list[Path]:
+        return [self.manifest, self.codebook, Path(self.checkpoint["path"]), *self.source.files]
+
     def work(self, spec: Spec) -> tuple[list[Path], Figures]:
         rows = read_manifest(self.manifest).with_columns(recording=recording())
         alignments = read_alignments(self.alignments, {*rows["fileid"], *rows["recording"]})

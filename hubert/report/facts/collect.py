@@ -17,8 +17,7 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
-from hubert.core.files import folder_size, read_json
-from hubert.core.renamed import rename
+from hubert.core.files import folder_size, read_json, rename
 from hubert.core.stage import CPU, read_jobs
 from hubert.evaluation.checkpoints import build_checkpoints
 from hubert.evaluation.choice import Outcome

@@ -1,0 +1,148 @@
+"""Every kind of file in a run folder, damaged in every way: equal outputs, or an error that names it and then equal outputs."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hubert.training import stage as training
+from tests.support.damage import DAMAGES, SILENT, damage
+from tests.support.here import HereLauncher
+from tests.support.outputs import outputs
+from tests.support.toy import CHAIN, hubert, write_material
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
+
+STAGE_FILES = ("plan.json", "done.json", "receipts/00000.json", "lock")
+KINDS = {
+    "manifest": (
+        *STAGE_FILES,
+        "listing-train.parquet",
+        "shards/*-good.parquet",
+        "shards/*-rejected.parquet",
+        "everything.parquet",
+        "train.parquet",
+        "validation.parquet",
+        "rejected.parquet",
+    ),
+    "features": (*STAGE_FILES, "sample.parquet", "shards/*.safetensors"),
+    "kmeans": (*STAGE_FILES, "codebook.safetensors"),
+    "units": (
+        *STAGE_FILES,
+        "shards/*.parquet",
+        "tables/train/table.json",
+        "tables/train/units.npy",
+        "tables/train/archives.json",
+        "tables/train/num_samples.npy",
+        "tables/train/paths.npy",
+        "tables/validation/units.npy",
+    ),
+    "train": (
+        *STAGE_FILES,
+        "attempt.json",
+        "exit.json",
+        "horizons.json",
+        "job.json",
+        "metrics.jsonl",
+        "summary.json",
+        "trainer.json",
+        "trainer.lock",
+        *(
+            f"step-{step:08d}/{name}"
+            for step in (4, 8, 12)
+            for name in ("checkpoint.json", "config.json", "model.safetensors", "state.pt")
+        ),
+    ),
+    "validate": (*STAGE_FILES, "validation.json"),
+    "report": (*STAGE_FILES, "report.html", "report.json", "example.json", "example.flac"),
+    "": ("resolved.toml", "outcome.json", "checkpoints.json", "choice.json"),
+}
+# What reads the files of a stage, and is done again in the cases "before it is read".
+READERS = {"manifest": ("features", "units"), "features": ("kmeans",), "kmeans": ("units",), "units": ("train",)}
+READERS |= {"train": ("validate",)}
+CASES = [
+    (stage, name, how, when)
+    for stage, names in KINDS.items()
+    for name in names
+    for how in DAMAGES
+    for when in ("finished", "unfinished", "before it is read")
+    if when == "finished" or stage
+    if when != "before it is read" or (how in SILENT and stage in READERS)
+]
+
+
+class Toy:
+    """A finished run, which every case gets back as it was."""
+
+    def __init__(self, root: Path) -> None:
+        self.run = root / "run"
+        self.pristine = root / "pristine"
+        data, recipe = write_material(root)
+        self.anew = ("--recipe", str(recipe), "--data", str(data))
+        assert not self.commands(anew=True)
+        self.expected = outputs(self.run)
+        shutil.copytree(self.run, self.pristine)
+
+    def commands(self, first: str = CHAIN[0], *, anew: bool = False) -> str:
+        """Run the commands from one on; returns the error of the first that fails."""
+        for stage in CHAIN[CHAIN.index(first) :]:
+            code, _, error = hubert(stage, self.run, *(self.anew if anew and stage == first else ()))
+            if code:
+                return f"{stage}: {error}"
+        return ""
+
+    def restore(self) -> None:
+        shutil.rmtree(self.run)
+        shutil.copytree(self.pristine, self.run)
+
+    def folder(self, stage: str) -> Path:
+        if not stage:
+            return self.run / "it1"
+        (found,) = self.run.glob(f"{stage}-*" if stage == "manifest" else f"it1/{stage}-*")
+        return found
+
+    def unfinish(self, stage: str) -> None:
+        """Leave a stage as a kill leaves it, before its last shard; a training after its second checkpoint."""
+        folder = self.folder(stage)
+        gone = [folder / "done.json", max((folder / "receipts").iterdir())]
+        if stage == "train":
+            gone += [folder / "summary.json", folder / "exit.json"]
+            shutil.rmtree(folder / "step-00000012")
+        for path in gone:
+            path.unlink()
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "LocalLauncher", HereLauncher)
+        yield Toy(tmp_path_factory.mktemp("damaged"))
+
+
+@pytest.mark.parametrize(("stage", "name", "how", "when"), CASES)
+def test_a_damaged_file_changes_nothing_or_is_named_and_then_changes_nothing(toy, stage, name, how, when):
+    toy.restore()
+    if when == "unfinished":
+        toy.unfinish(stage)
+    if when == "before it is read":
+        for reader in READERS[stage]:
+            shutil.rmtree(toy.folder(reader))
+    path = next(iter(sorted(toy.folder(stage).glob(name))), None)
+    if path is None or (how != "removed" and not path.stat().st_size):
+        pytest.skip("there is no such file at this point, or it is empty anyway")
+    damage(path, how, keep_times=when == "before it is read")
+    first = stage or "manifest"
+    error = toy.commands(first)
+    outcome = "equal"
+    if error:
+        outcome = "error, then equal"
+        assert str(path) in error
+        again = toy.commands(first, anew=name == "resolved.toml")
+        assert not again
+    found = outputs(toy.run)
+    assert found.keys() == toy.expected.keys()
+    assert [name for name in found if found[name] != toy.expected[name]] == []
+    if log := os.environ.get("HUBERT_DAMAGE_LOG"):
+        with Path(log).open("a") as file:
+            file.write(f"{outcome}\t{stage}\t{name}\t{how}\t{when}\t{error[:300]!r}\n")
