@@ -51,7 +51,7 @@ def load_joblib(path: str | Path) -> tuple[Any, str]:
         raise DataError(f"{path}: expected a file of joblib, found none") from error
     except Exception as error:  # a damaged or hostile pickle ends in whatever error its instructions lead to
         if what := recognise(path, may_be_compressed=True):
-            raise DataError(f"{path}: expected a file of joblib; it is {what}") from error
+            raise DataError(f"{path}: expected a file of joblib (nothing of it was run); it is {what}") from error
         raise DataError(
             f"{path}: cannot be read as a file of joblib ({type(error).__name__}: {str(error)[:200]}). Likely cause: a broken "
             "download, another kind of file, joblib before 0.10, or a file that was made to run a program; nothing of it was "

@@ -89,7 +89,7 @@ def load_object(path: str | Path) -> Any:
     except Exception as error:  # a damaged or hostile pickle ends in whatever error its instructions lead to
         if what := recognise(path):
             raise DataError(
-                f"{path}: expected weights, as torch.save or safetensors write them; it is {what}"
+                f"{path}: expected weights, as torch.save or safetensors write them (nothing of it was run); it is {what}"
             ) from error
         said = first_line(error, after="WeightsUnpickler error: ")  # without torch's advice to run the file
         raise DataError(
