@@ -177,7 +177,7 @@ def read_checkpoints(folder: RunFolder, number: int) -> list[Checkpoint]:
     if content is None:
         raise ConfigError(
             f"iteration {number} of {folder.root} offers no checkpoints: {folder.checkpoints(number).name} is missing or "
-            f"damaged. Likely cause: it is not finished. Fix: run iteration {number} to its end (what is done is not done again), "
+            f"damaged. Likely cause: it is not finished. Fix: run iteration {number} to its end (what is done is not done again) "
             f"or give the path of a checkpoint as `teacher`, and `layer`"
         )
     rows = (Checkpoint.model_validate(row) for row in content["checkpoints"])

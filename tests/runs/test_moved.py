@@ -100,7 +100,7 @@ def test_settings_of_an_older_version_have_no_hash_and_are_read(begun):
 def test_kmeans_never_takes_part_of_the_frames_because_a_receipt_of_the_features_is_damaged(begun, how):
     for receipt in begun.glob("it1/features-*/receipts/*.json"):
         damage(receipt, how)
-    code, said, error = hubert("kmeans", begun)
+    code, _, error = hubert("kmeans", begun)
     assert code == 0, error
     (features,) = (read_json(path)["figures"] for path in begun.glob("it1/features-*/done.json"))
     (codebook,) = (read_json(path)["figures"] for path in begun.glob("it1/kmeans-*/done.json"))
