@@ -176,9 +176,9 @@ def read_checkpoints(folder: RunFolder, number: int) -> list[Checkpoint]:
     content = read_json(folder.checkpoints(number))
     if content is None:
         raise ConfigError(
-            f"iteration {number} of {folder.root} offers no checkpoints: {folder.checkpoints(number).name} is missing or damaged. "
-            f"Likely cause: it is not finished. Fix: run iteration {number} to its end (what is done is not done again), or "
-            f"give the path of a checkpoint as `teacher`, and `layer`"
+            f"iteration {number} of {folder.root} offers no checkpoints: {folder.checkpoints(number).name} is missing or "
+            f"damaged. Likely cause: it is not finished. Fix: run iteration {number} to its end (what is done is not done again) "
+            f"or give the path of a checkpoint as `teacher`, and `layer`"
         )
     rows = (Checkpoint.model_validate(row) for row in content["checkpoints"])
     return [row.model_copy(update={"checkpoint": folder.own(row.checkpoint)}) for row in rows]

@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there, checked before they are trusted, and only as many optimizer states as needed."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hubert.core.errors import DataError, TransientError
+from hubert.core.files import write_record
 from hubert.core.hashing import file_digest
 from hubert.training.checkpoint import (
     checkpoint_path,
     find_latest,
+    find_lost,
+    find_start,
+    find_written,
     list_checkpoints,
+    mend,
     prune_states,
     read_state,
     write_checkpoint,
@@ -147,3 +153,80 @@ def test_what_is_written_is_what_the_model_gave(tmp_path):
     files = json.loads((path / "checkpoint.json").read_text())["files"]
     assert {name: file_digest(path / name) for name in files} == {name: file["sha256"] for name, file in files.items()}
     assert set(files) == {"config.json", "model.safetensors", "state.pt"}
+
+
+# Lost checkpoints -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES.values(), shutil.rmtree], ids=[*DAMAGES, "no folder"])
+def test_the_checkpoints_after_a_lost_one_know_of_it(tmp_path, damage):
+    write_some(tmp_path, 5, 10, 15)
+    assert (find_written(tmp_path), find_lost(tmp_path)) == ([5, 10, 15], [])
+    damage(checkpoint_path(tmp_path, 10))
+    assert find_written(tmp_path) == [5, 10, 15]
+    is_seen_at_a_glance = not any("changed byte" in name for name, known in DAMAGES.items() if known is damage)
+    assert find_lost(tmp_path) == ([10] if is_seen_at_a_glance else [])
+
+
+def test_a_finished_stage_knows_its_last_checkpoint_though_none_comes_after_it(tmp_path):
+    write_some(tmp_path, 5, 10)
+    write_record(tmp_path / "done.json", {"outputs": {"step-00000010/config.json": 1, "step-00000005/config.json": 1}})
+    shutil.rmtree(checkpoint_path(tmp_path, 10))
+    assert find_lost(tmp_path) == [10]
+
+
+def test_an_interim_checkpoint_that_went_is_not_lost(tmp_path):
+    write_some(tmp_path, 5)
+    write_checkpoint(tmp_path, 7, SmallModel(7), {}, interim=True)
+    write_some(tmp_path, 10)
+    assert (find_written(tmp_path), find_lost(tmp_path)) == ([5, 10], [])
+
+
+def test_a_training_goes_back_to_before_a_lost_checkpoint_and_keeps_the_states_that_it_then_goes_on_from(
+    tmp_path, said
+):
+    for step in (5, 10, 15, 20):
+        write_checkpoint(tmp_path, step, SmallModel(step), {"step": step, "metrics": ""})
+    weights = checkpoint_path(tmp_path, 10) / "model.safetensors"
+    shutil.rmtree(checkpoint_path(tmp_path, 5))
+    assert find_start(tmp_path, 20, said.append) == ([5], 0, 5)
+    assert "training again from step 0 to 5, then on from step 20" in said[-1]
+    write_some(tmp_path, 5)
+    has_state = [(found.step, found.has_state) for found in list_checkpoints(tmp_path)]
+    assert has_state == [(5, True), (10, False), (15, True), (20, True)]
+    assert find_start(tmp_path, 20, said.append) == ([], 20, 0)
+    assert file_digest(weights) == list_checkpoints(tmp_path)[1].sha256
+
+
+def test_a_training_whose_newest_state_holds_no_log_does_all_steps_after_the_lost_one_again(tmp_path, said):
+    write_some(tmp_path, 5, 10)
+    (checkpoint_path(tmp_path, 5) / "model.safetensors").unlink()
+    assert find_start(tmp_path, 10, said.append) == ([5], 0, 0)
+
+
+def test_weights_that_are_whole_stay_when_a_training_comes_by_again(tmp_path):
+    write_some(tmp_path, 5, 10, 15)
+    before = list_checkpoints(tmp_path)[0]
+    assert not before.has_state
+    kept = write_checkpoint(tmp_path, 5, SmallModel(5.0001), {"step": 5})
+    assert kept.sha256 == before.sha256
+    assert find_latest(tmp_path, before=10).step == 5
+    truncate(kept.path / "model.safetensors")
+    assert write_checkpoint(tmp_path, 5, SmallModel(5.0001), {"step": 5}).sha256 != before.sha256
+
+
+def test_small_files_of_a_checkpoint_are_made_again_from_those_that_hold_their_content(tmp_path, said):
+    write_some(tmp_path, 5, 10)
+    names = [f"step-{step:08d}/{name}" for step in (5, 10) for name in ("config.json", "model.safetensors")]
+    hashes = {name: file_digest(tmp_path / name) for name in names}
+    write_record(tmp_path / "done.json", {"outputs": dict.fromkeys(names, 1), "hashes": hashes})
+    before = list_checkpoints(tmp_path)
+    (before[0].path / "config.json").unlink()
+    truncate(before[1].path / "checkpoint.json")
+    assert find_lost(tmp_path) == [5, 10]
+    mend(tmp_path, said.append)
+    assert find_lost(tmp_path) == []
+    assert [(found.step, found.sha256) for found in list_checkpoints(tmp_path)] == [
+        (found.step, found.sha256) for found in before
+    ]
+    assert len(said) == 2

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,13 +13,13 @@ import pytest
 import torch
 
 from hubert.core.errors import ConfigError, TrainingDiverged, TransientError
-from hubert.core.files import read_json, write_json
+from hubert.core.files import read_json, write_json, write_record
 from hubert.train import main
 from hubert.training.checkpoint import checkpoint_path, list_checkpoints
 from hubert.training.crops import Batch
 from hubert.training.distributed import Gradients
 from hubert.training.exit_states import Exit
-from hubert.training.folder import LostOwnershipError, claim, read_metrics
+from hubert.training.folder import LostOwnershipError, claim, log_is_whole, read_metrics
 from hubert.training.job import learning_rate, read_job
 from hubert.training.trainer import Counters, Trainer
 from tests.support.corpus import write_corpus
@@ -322,3 +323,33 @@ def test_a_missing_audio_file_ends_the_training_with_its_name(tmp_path, capsys):
 def test_metrics_are_plain_json(undisturbed):
     for line in (undisturbed / "metrics.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+# Damaged files ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [10, 20])
+def test_a_lost_checkpoint_is_trained_again_and_nothing_else_changes(tmp_path, table, undisturbed, step):
+    folder = shutil.copytree(undisturbed, tmp_path / "run")
+    other = checkpoint_path(folder, 30 - step) / "model.safetensors"
+    before = other.stat().st_ino
+    (checkpoint_path(folder, step) / "model.safetensors").unlink()
+    write_record(folder / "done.json", {"outputs": {f"step-{number:08d}/config.json": 1 for number in (10, 20)}})
+    assert train(job_of(folder, table)) is Exit.FINISHED
+    assert [found.step for found in list_checkpoints(folder)] == [10, 20]
+    for number in (10, 20):
+        ours, theirs = (checkpoint_path(path, number) / "model.safetensors" for path in (folder, undisturbed))
+        assert ours.read_bytes() == theirs.read_bytes()
+    assert other.stat().st_ino == before  # it was not written again
+    assert metrics_of(folder) == metrics_of(undisturbed)
+
+
+def test_a_damaged_log_is_that_of_the_newest_checkpoint_again(tmp_path, table, undisturbed):
+    folder = shutil.copytree(undisturbed, tmp_path / "run")
+    log = folder / "metrics.jsonl"
+    assert log_is_whole(folder)
+    log.write_text(log.read_text().replace('"step": 4', '"step": 5'))
+    assert not log_is_whole(folder)
+    assert train(job_of(folder, table)) is Exit.FINISHED
+    assert log_is_whole(folder)
+    assert metrics_of(folder) == metrics_of(undisturbed)
