@@ -84,7 +84,6 @@ COLUMNS = {
         Column("mean_squared_distance", "mean squared distance of a frame from its unit"),
         Column("num_overrun_files", "files whose alignment outlasts their units"),
         Column("num_unaligned_frames", "frames without a phone"),
-        Column("num_excluded_frames", "frames left out (silence, noise)"),
         Column("mutual_information", "mutual information", "nats", 3),
         Column("phone_entropy", "phone entropy", "nats", 3),
         Column("unit_entropy", "unit entropy", "nats", 3),

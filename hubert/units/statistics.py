@@ -1,7 +1,7 @@
 """How units are used: counts, entropy, run lengths."""
 
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,11 +34,10 @@ class UnitStatistics:
     num_units: int
     num_files: int = 0
     num_runs: int = 0
-    usage: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
+    usage: Counts = field(init=False)
 
     def __post_init__(self) -> None:
-        """Start from nothing, or from counts that were stored."""
-        self.usage = np.asarray(self.usage, np.int64) if len(self.usage) else np.zeros(self.num_units, np.int64)
+        self.usage = np.zeros(self.num_units, np.int64)
 
     def update(self, units: npt.ArrayLike, *, fileid: str = "") -> None:
         """Count the units of one file, shape (F,). A run ends where the file ends.
@@ -50,16 +49,6 @@ class UnitStatistics:
         np.add.at(self.usage, values, 1)
         self.num_files += 1
         self.num_runs += num_runs_of(values)
-
-    def merge(self, other: Self) -> None:
-        """Add what was counted elsewhere."""
-        if other.num_units != self.num_units:
-            raise DataError(
-                f"cannot merge statistics of {self.num_units} and of {other.num_units} units: two codebooks are mixed"
-            )
-        self.usage += other.usage
-        self.num_files += other.num_files
-        self.num_runs += other.num_runs
 
     @property
     def num_frames(self) -> int:
@@ -80,15 +69,6 @@ class UnitStatistics:
             "majority_unit": most,
             "majority_share": int(self.usage[most]) / max(self.num_frames, 1),
             "mean_run_length": mean_run(self.num_frames, self.num_runs),
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the counts, JSON-like, for the receipt of a shard; `UnitStatistics(**counts)` is the way back."""
-        return {
-            "num_units": self.num_units,
-            "num_files": self.num_files,
-            "num_runs": self.num_runs,
-            "usage": self.usage.tolist(),
         }
 
 

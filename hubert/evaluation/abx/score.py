@@ -23,7 +23,6 @@ from hubert.core.files import atomic_write
 from hubert.evaluation.abx.items import ItemCheck, check_items, item_frames
 
 Speaker = Literal["within", "across"]
-Context = Literal["within", "any"]
 Array = np.ndarray | torch.Tensor
 
 
@@ -33,7 +32,6 @@ class ScoreSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     speaker: tuple[Speaker, ...] = ("within", "across")
-    context: Context = "within"
     max_size_group: int | None = Field(default=10, ge=2)
     max_x_across: int | None = Field(default=5, ge=2)  # fastabx refuses 1
     seed: int = Field(default=0, ge=0)
@@ -171,50 +169,15 @@ def _write_shard(path: Path, shard: dict[str, torch.Tensor]) -> None:
         save_file(shard, temporary)
 
 
-def abx_error_rates(
-    features: Mapping[str, Array],
-    items: pl.DataFrame,
-    *,
-    frame_rate: float,
-    max_size_group: int | None = 10,
-    max_x_across: int | None = 5,
-    seed: int = 0,
-    speaker: Iterable[Speaker] = ("within", "across"),
-    context: Context = "within",
-    name: str = "features",
-) -> ABXResult:
-    """Score one representation in this process.
-
-    Equal calls give equal results only if polars runs one thread (POLARS_MAX_THREADS=1 before it is imported);
-    `hubert.evaluation.abx.job.score_in_subprocess` sees to that.
-
-    Args:
-        features: fileid -> (F, D), any float dtype; a dict or a `FeatureFolder`.
-        items: what `hubert.evaluation.abx.items.read_items` returns.
-        frame_rate: of the features, in Hz.
-        max_size_group: most occurrences of A, of B and of X in a cell (ZeroSpeech: 10); None: all.
-        max_x_across: most speakers of X for an A and B (ZeroSpeech: 5); None: all.
-        seed: of the draws that the two limits make.
-        speaker: the conditions to score.
-        context: "within": A, B and X have the same neighbours (always for triphones); "any": neighbours are ignored.
-        name: what to call the representation.
-
-    Raises:
-        DataError: no usable item, no cell (too few items, or a single speaker in "across"), features that are not
-            (F, D), differ in D or are not finite, or times that do not fit them.
-    """
-    job = ScoreSettings(
-        speaker=tuple(speaker), context=context, max_size_group=max_size_group, max_x_across=max_x_across, seed=seed
-    )
-    return next(score_representations({name: (features, frame_rate)}, {"items": items}, job))
-
-
 def score_representations(
     representations: Mapping[str, tuple[Mapping[str, Array], float]],
     item_sets: Mapping[str, pl.DataFrame],
     settings: ScoreSettings,
 ) -> Iterator[ABXResult]:
     """Score representations, name -> (features, frame rate), on item sets, name -> items; representations outermost.
+
+    Equal calls give equal results only if polars runs one thread (POLARS_MAX_THREADS=1 before it is imported);
+    `hubert.evaluation.abx.job.score_in_subprocess` sees to that.
 
     Memory: the frames of one representation, normalised, in float32: 4 x (D + 1) bytes a frame (3 GB for the 5.4 h of
     LibriSpeech's dev-clean at 50 Hz and D = 768), and the cells.
@@ -322,7 +285,7 @@ def _labels(items: pl.DataFrame) -> pl.DataFrame:
 
 def _score(dataset: Dataset, speaker: Speaker, settings: ScoreSettings, set_name: str) -> tuple[float, int, int]:
     """Return the error rate, the number of cells and the number of triplets of one condition."""
-    by = ["prev_phone", "next_phone"] if settings.context == "within" else []
+    by = ["prev_phone", "next_phone"]
     by, across = ([*by, "speaker"], []) if speaker == "within" else (by, ["speaker"])
     subsampler = Subsampler(settings.max_size_group, settings.max_x_across, settings.seed)
     try:
@@ -333,11 +296,10 @@ def _score(dataset: Dataset, speaker: Speaker, settings: ScoreSettings, set_name
             f"ABX {speaker} speaker on {set_name}: {len(dataset.labels)} items of {counts['phone']} phones and "
             f"{counts['speaker']} speakers give nothing to compare. Expected two phones in the same context"
             + (" and X of another speaker" if across else ", one of them twice, of one speaker")
-            + ". Fix: more items, context 'any' (phoneme items only), or leave this condition out"
+            + ". Fix: more items, or leave this condition out"
         ) from error
     score = Score(task, "angular", progress=False)
-    levels: list[tuple[str, ...] | str] = [("next_phone", "prev_phone")] if settings.context == "within" else []
-    rate = score.collapse(levels=[*levels, "speaker"])
+    rate = score.collapse(levels=[("next_phone", "prev_phone"), "speaker"])
     if not math.isfinite(rate):
         raise DataError(f"ABX {speaker} speaker on {set_name}: the error rate is {rate}; expected a share from 0 to 1")
     return rate, len(task), int(score.cells["size"].sum())
