@@ -405,7 +405,8 @@ def test_a_teachers_normalisation_is_part_of_the_features_only_where_it_is_said(
     assert said.identity == before.identity | {"normalize_waveform": True}
     assert FeatureSource(**before.record) == before
     assert FeatureSource(**said.record) == said
-    own = FeatureSource.of_layer(folder, sha256, 2, FeatureSettings(normalize_waveform=False))
+    with pytest.warns(UserWarning, match="not followed"):
+        own = FeatureSource.of_layer(folder, sha256, 2, FeatureSettings(normalize_waveform=False))
     assert own.normalize_waveform is None, "a run's own checkpoint says itself how it was trained"
 
 

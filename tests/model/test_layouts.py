@@ -390,7 +390,8 @@ def test_transformers_files_say_what_weights_cannot():
     assert infer_config(weights, transformers_settings(config, None, "here")).normalize_waveform
     # facebook/hubert-base-ls960 says do_normalize, and was trained without.
     base = {"model_type": "hubert", "feat_extract_norm": "group"}
-    assert transformers_settings(base, {"do_normalize": True}, "here")["normalize_waveform"] is False
+    with pytest.warns(UserWarning, match="do_normalize = true, which is not followed"):
+        assert transformers_settings(base, {"do_normalize": True}, "here")["normalize_waveform"] is False
     for wrong, message in (
         ({"model_type": "wavlm"}, "expected a HuBERT .*found model_type = 'wavlm'"),
         ({"hidden_act": "relu"}, "hidden_act = 'relu'"),

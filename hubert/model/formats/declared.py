@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from hubert.core.errors import DataError
 from hubert.core.frames import FRAME_RATE, SAMPLE_RATE
+from hubert.core.paths import PROJECT
 from hubert.model.formats.released import BATCH_NORM_25_HZ, trained_normalized
 from hubert.settings.model import ModelConfig
 from hubert.settings.sections import explain
@@ -150,7 +151,7 @@ def _base_normalization(told: Any, names: str, where: str | Path, *, quiet: bool
             "models that were trained on samples as they are, too (facebook/hubert-base-ls960). If this model was trained on "
             "normalised audio, say normalize_waveform = true (False: samples as they are, without this warning): "
             "HuBERT.from_pretrained(..., normalize_waveform=True), or features.normalize_waveform for a teacher",
-            stacklevel=2,
+            skip_file_prefixes=(str(PROJECT / "hubert"),),  # the line that is shown is the caller's
         )
     return bool(known and told is not False)
 

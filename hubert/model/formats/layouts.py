@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from hubert.core.errors import DataError
+from hubert.core.paths import PROJECT
 from hubert.model.formats import FORMATS
 from hubert.model.formats.released import foreign_part
 
@@ -233,7 +234,7 @@ def convert(weights: Mapping[str, Tensor], where: str | Path = "state dict") -> 
         names = ", ".join(unexpected[:_SHOWN_LEFT_OUT]) + (", ..." if len(unexpected) > _SHOWN_LEFT_OUT else "")
         warnings.warn(
             f"{where}: {len(unexpected)} weights stand beside the encoder, which is whole, and are left out: {names}",
-            stacklevel=2,
+            skip_file_prefixes=(str(PROJECT / "hubert"),),  # the line that is shown is the caller's
         )
     return Converted(layout.name, encoder, head)
 
