@@ -55,7 +55,7 @@ def run_logger() -> "logging.Logger | logging.LoggerAdapter[Any]":
 
 
 def costs_nothing[**P, R](
-    what: str, label: Callable[P, str] | None = None
+    what: str, label: Callable[..., str] | None = None
 ) -> Callable[[Callable[P, R]], Callable[P, R | None]]:
     """Let a function that only shows something never fail: one warning names what could not be shown, and it returns None.
 
