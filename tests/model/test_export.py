@@ -178,7 +178,7 @@ def run(tmp_path_factory) -> tuple[RunFolder, HuBERTPretrain]:
     stage = make_iteration(folder.root, 2)
     stage.run()
     model = build(BASE_LIKE)
-    model.save_pretrained(Path(stage.outcome["checkpoint"]))
+    model.save_pretrained(Path(stage.outcome.checkpoint))
     return folder, model
 
 
