@@ -20,7 +20,6 @@ from hubert.cli import export as cli_export
 from hubert.cli.parser import Parser
 from hubert.core.errors import ConfigError, DataError, HubertError, TrainingDiverged, TransientError
 from hubert.core.paths import RunFolder, runs_root
-from hubert.runs.pipeline import Iteration
 
 if TYPE_CHECKING:
     from hubert.core.stage import Stage
@@ -174,6 +173,7 @@ def run_stage(args: argparse.Namespace) -> None:
         ConfigError: the recipe gives it nothing to do, or a setting is wrong.
     """
     from hubert.runs.options import Wishes, settle
+    from hubert.runs.pipeline import Iteration
     from hubert.runs.status import Chain
 
     if args.stage == "report" and is_whole_run(args):
