@@ -29,6 +29,7 @@ from hubert.features.stage import FeaturesStage
 from hubert.report.stage import ReportStage
 from hubert.runs.resolved import Resolved
 from hubert.settings.recipe import IterationSettings
+from hubert.settings.stages import EVALUATED
 from hubert.training.init import FRESH
 from hubert.training.stage import TrainStage
 from hubert.units.assign import UnitsStage
@@ -208,16 +209,7 @@ class Iteration:
 
     def evaluated(self) -> list[Stage]:
         """Return all stages that come before the report."""
-        stages = [
-            self.manifest,
-            self.features,
-            self.kmeans,
-            self.units,
-            self.train,
-            self.validate,
-            self.abx,
-            self.quality,
-        ]
+        stages: list[Stage | None] = [getattr(self, name) for name in EVALUATED]
         return [stage for stage in stages if stage is not None]
 
     def best_checkpoint(self) -> dict[str, Any]:

@@ -8,14 +8,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from hubert.core.errors import DataError, HubertError
 from hubert.core.files import read_json, write_text
 from hubert.core.paths import RunFolder
 from hubert.evaluation.choice import Outcome, read_outcome
 from hubert.report import conclusions
-from hubert.report.facts.collect import STAGES, collect
+from hubert.report.facts.collect import collect
 from hubert.report.facts.example import find_example
 from hubert.report.pages import iteration_page
 from hubert.report.report_data import ReportData, find_report
@@ -23,6 +22,7 @@ from hubert.report.stage import ReportStage, summarise_run
 from hubert.runs.pipeline import Iteration
 from hubert.runs.resolved import Resolved
 from hubert.runs.status import Chain, StageStatus, read_folder
+from hubert.settings.stages import EVALUATED, STAGES
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def find_stages(folder: RunFolder, number: int, resolved: Resolved, outcome: Out
         known = {name: stage for name, stage, _ in Chain(Iteration(resolved)).known() if stage is not None}
     except HubertError:  # the corpus is gone, so that the manifest's key is not known
         return _newest(folder, number, outcome)
-    return {name: known[name].folder for name in STAGES if name in known and known[name].folder.is_dir()}
+    return {name: known[name].folder for name in EVALUATED if name in known and known[name].folder.is_dir()}
 
 
 def _folder_of(folder: RunFolder, number: int, name: str, key: str) -> Path:
@@ -147,7 +147,7 @@ def _folder_of(folder: RunFolder, number: int, name: str, key: str) -> Path:
 def _newest(folder: RunFolder, number: int, outcome: Outcome | None) -> dict[str, Path]:
     """Return the newest folder of each stage; from training to manifest those that the keys lead back to."""
     found: dict[str, Path] = {}
-    for name in STAGES:
+    for name in EVALUATED:
         home = folder.root if name == "manifest" else folder.iteration(number)
         folders = [path for path in home.glob(f"{name}-*") if re.fullmatch(rf"{name}-[0-9a-f]{{8}}", path.name)]
         folders = [path for path in folders if name != "manifest" or (path / "train.parquet").exists()]
@@ -164,17 +164,15 @@ def _newest(folder: RunFolder, number: int, outcome: Outcome | None) -> dict[str
 
 def is_whole(stages: Mapping[str, Path]) -> bool:
     """Say whether every stage that a report needs is finished. ABX and quality are there if the recipe has them."""
-    needed = {*STAGES[:6], *stages}
+    needed = {name for name in EVALUATED if not STAGES[name].setting} | {*stages}
     return all(name in stages and (stages[name] / "done.json").exists() for name in needed)
 
 
 def progress_of(stages: Mapping[str, Path], resolved: Resolved) -> list[StageStatus]:
     """Return the state of every stage that the recipe has, those that were not begun too."""
-    settings: Any = Iteration(resolved).settings
-    left_out = {"abx": not settings.abx.item, "quality": not settings.quality.alignments}
-    rows = [
+    settings = Iteration(resolved).settings
+    return [
         read_folder(stages[name], name) if name in stages else StageStatus(name, "missing")
-        for name in STAGES
-        if not left_out.get(name, False)
+        for name, entry in STAGES.items()
+        if entry.is_in(settings)
     ]
-    return [*rows, StageStatus("report", "missing")]

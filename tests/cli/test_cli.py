@@ -23,11 +23,12 @@ from hubert.runs.options import Wishes, settle
 from hubert.runs.pipeline import Iteration
 from hubert.runs.resolved import Resolved
 from hubert.settings.sections import SECTIONS, KMeansSettings
+from hubert.settings.stages import STAGES
 from hubert.units.codebook import Codebook
 from hubert.units.kmeans import KMeansStage
 from tests.support.toy import CHAIN, hubert, write_material
 
-COMMANDS = (*cli.STAGES, "status", "prune", "plan", "export", "push")
+COMMANDS = (*STAGES, "status", "prune", "plan", "export", "push")
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +263,7 @@ def help_of(*words: str) -> str:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_every_setting_of_the_stage_with_default_and_meaning(command):
     text = help_of(command)
-    _, sections = cli.STAGES.get(command, ("", ()))
+    sections = STAGES[command].sections if command in STAGES else ()
     for section in sections:
         for name, field in SECTIONS[section].model_fields.items():
             default = json.dumps(field.get_default(call_default_factory=True))
