@@ -161,17 +161,28 @@ def run_stage(args: argparse.Namespace) -> None:
         DataError: a stage that it needs is not finished; names the command to run.
         ConfigError: the recipe gives it nothing to do, or a setting is wrong.
     """
-    from hubert.runs.options import Wishes, settle
+    from hubert.runs.options import RunOptions
     from hubert.runs.pipeline import Iteration
+    from hubert.runs.resolve import settle
     from hubert.runs.status import Chain
+    from hubert.settings.recipe import parse_overrides
 
     if args.stage == "report" and is_whole_run(args):
         from hubert.cli.report import report_run
 
         report_run(_existing(args.run))
         return
-    wishes = Wishes(args.run, args.iteration, args.recipe, args.data, args.teacher, args.layer, args.set, args.extend)
-    iteration = Iteration(settle(wishes))
+    options = RunOptions(
+        args.run,
+        iteration=args.iteration,
+        recipe=args.recipe,
+        data=args.data,
+        teacher=args.teacher,
+        layer=args.layer,
+        overrides=parse_overrides(args.set),
+        extend=args.extend,
+    )
+    iteration = Iteration(settle(options))
     need = Chain(iteration).missing(args.stage)
     if need is not None:
         raise DataError(
@@ -271,9 +282,9 @@ def show_plan(args: argparse.Namespace) -> None:
     """Print what a run would take."""
     from hubert.core.paths import find_recipe
     from hubert.runs.plan import build_plan, format_plan
-    from hubert.settings.recipe import parse_override, read_recipe
+    from hubert.settings.recipe import parse_overrides, read_recipe
 
-    recipe = read_recipe(find_recipe(args.recipe), dict(parse_override(text) for text in args.set))
+    recipe = read_recipe(find_recipe(args.recipe), parse_overrides(args.set))
     plan = build_plan(
         recipe, hours=args.hours, num_files=args.files, num_gpus=args.gpus, rate=args.audio_seconds_per_second
     )

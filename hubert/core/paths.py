@@ -43,6 +43,11 @@ def find_cluster(name: str) -> Path:
     return path.resolve() if is_path else DEPLOYMENTS / "clusters" / f"{name}.yaml"
 
 
+def spell_for_worker(name: str, path: Path) -> str:
+    """Return how a worker, in another folder, finds a file of deployments: by its name if it has one there, else by its path."""
+    return name if name == path.stem else str(path)
+
+
 def known_recipes() -> list[str]:
     """Return the names of the recipes in deployments/recipes."""
     return sorted(path.stem for path in (DEPLOYMENTS / "recipes").glob("*.toml"))

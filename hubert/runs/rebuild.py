@@ -69,7 +69,7 @@ def write_report(
 ) -> Path:
     """Write the report of a finished iteration; return its page."""
     stage = ReportStage(
-        folder.iteration(number),
+        parent=folder.iteration(number),
         run_folder=folder.root,
         number=number,
         resolved=resolved.model_dump(mode="json"),
@@ -170,9 +170,8 @@ def is_whole(stages: Mapping[str, Path]) -> bool:
 
 def progress_of(stages: Mapping[str, Path], resolved: Resolved) -> list[StageStatus]:
     """Return the state of every stage that the recipe has, those that were not begun too."""
-    settings = Iteration(resolved).settings
     return [
         read_folder(stages[name], name) if name in stages else StageStatus(name, "missing")
         for name, entry in STAGES.items()
-        if entry.is_in(settings)
+        if entry.is_in(resolved.settings)
     ]

@@ -159,7 +159,7 @@ def _iteration(folder: RunFolder, number: int) -> tuple[IterationStatus, set[Pat
         number=number,
         recipe=resolved.recipe_name,
         data=resolved.data,
-        starts_from=f"{Iteration(resolved).source.describe()} ({resolved.chosen})",
+        starts_from=f"{resolved.source.describe()} ({resolved.chosen})",
         stages=stages,
         outcome=outcome,
         problem=problem,

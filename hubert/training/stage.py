@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tqdm import tqdm
 
@@ -16,40 +16,40 @@ from hubert.core.stage import Figures, Plan, Receipt, Spec, Stage
 from hubert.settings.sections import TrainSettings
 from hubert.training.checkpoint import MODEL_FILES, RECORD, find_lost, list_checkpoints
 from hubert.training.folder import log_is_whole, read_metrics
-from hubert.training.init import FRESH
+from hubert.training.init import FRESH, InitialWeights
 from hubert.training.job import Horizons, Job
 from hubert.training.launch import Event, Launcher, LocalLauncher, follow, job_ids
+
+if TYPE_CHECKING:
+    from hubert.units.assign import UnitsStage
 
 MAX_RESTARTS = 3  # in a row that got no further
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrainStage(Stage):
-    """Masked prediction of a table's units.
+    """Masked prediction of the units.
 
     The number of steps is not part of the key. The first start records it as the horizon of the learning rate. More
     steps later need `extend`, which raises the horizon and goes on from the last checkpoint. Fewer are always allowed:
     a longer training's checkpoints hold what was asked for, and one that is not that far yet is trained up to there on
     its recorded schedule.
 
-    `init` is `fresh`, or the local checkpoint whose encoder the training starts from; its weights' hash enters the key.
+    `init` is the encoder that the training starts from, None for random weights; its weights' hash enters the key.
     """
 
     name: ClassVar[str] = "train"
     parent: Path
-    table: Path
-    table_key: str
-    num_units: int
+    labels: "UnitsStage"
     train: TrainSettings
+    init: InitialWeights | None = None
     extend: bool = False
-    init: str = FRESH
-    init_sha256: str = ""
 
     def settings(self) -> dict[str, Any]:
-        return {"num_units": self.num_units, **self.train.key_settings()}
+        return {"num_units": self.labels.num_units, **self.train.key_settings()}
 
     def inputs(self) -> dict[str, str]:
-        return {"table": self.table_key} | ({"init": self.init_sha256} if self.init_sha256 else {})
+        return {"table": self.labels.key} | ({"init": self.init.sha256} if self.init else {})
 
     def done(self) -> Figures | None:
         """Return the content of `done.json` if the training has reached the steps that are asked for."""
@@ -65,10 +65,14 @@ class TrainStage(Stage):
         return found if log_is_whole(self.folder) else None
 
     def reads(self) -> list[Path]:
-        return [self.table]
+        return [self._table]
+
+    @property
+    def _table(self) -> Path:
+        return self.labels.table("train")
 
     def make_plan(self) -> list[Spec]:
-        return [{"table": str(self.table)}]
+        return [{"table": str(self._table)}]
 
     def plan(self) -> Plan:
         """Return the plan.
@@ -180,13 +184,13 @@ class TrainStage(Stage):
             write_record(self.folder / "horizons.json", {"horizons": horizons})
         return Job(
             folder=self.folder,
-            table=self.table,
-            table_key=self.table_key,
-            num_units=self.num_units,
+            table=self._table,
+            table_key=self.labels.key,
+            num_units=self.labels.num_units,
             settings=self.train,
             horizons=horizons,
-            init=self.init,
-            init_sha256=self.init_sha256,
+            init=self.init.checkpoint if self.init else FRESH,
+            init_sha256=self.init.sha256 if self.init else "",
         )
 
 

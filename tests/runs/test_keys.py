@@ -23,6 +23,7 @@ from hubert.core.files import write_json
 from hubert.core.hashing import file_digest
 from hubert.core.stage import Stage
 from hubert.features.source import FeatureSource
+from hubert.runs.options import RunOptions
 from hubert.runs.pipeline import Iteration
 from hubert.runs.resolve import resolve
 from hubert.runs.resolved import Resolved
@@ -152,7 +153,7 @@ def keys_of(resolved: Resolved) -> dict[str, str]:
 
 def settle(case: str) -> Resolved:
     """Resolve a case in the current folder, with the places as they are seen from there."""
-    found = resolve("./run", "./recipe.toml", "./data", **CASES[case])
+    found = resolve(RunOptions("./run", recipe="./recipe.toml", data="./data", **CASES[case]))
     home = f"{Path.cwd()}/"
     content = json.loads(found.model_dump_json().replace(home, ""))
     return Resolved.model_validate(content)
