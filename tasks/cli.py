@@ -268,8 +268,7 @@ def build_parameters(run: str, recipe: str, data: str, cluster: str, overrides: 
     Raises:
         ConfigError: the recipe, a setting, the data or the cluster file is wrong or missing, or Slurm could not start its jobs.
     """
-    from hubert.runs.options import RunOptions
-    from hubert.runs.resolve import read_request
+    from hubert.runs.options import RunOptions, read_request
     from tasks.clusters.preflight import check_cluster
 
     _, settings, _ = read_request(RunOptions(run, recipe=recipe, data=data, overrides=overrides))

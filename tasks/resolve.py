@@ -7,9 +7,9 @@ from uuid import UUID
 from prefect import get_run_logger, runtime, task
 
 from hubert.core.paths import RunFolder
-from hubert.runs.options import RunOptions
+from hubert.runs.options import RunOptions, read_request
 from hubert.runs.pipeline import Iteration
-from hubert.runs.resolve import first_unfinished, read_request, resolve
+from hubert.runs.resolve import first_unfinished, resolve
 from hubert.runs.resolved import Resolved
 from tasks.page.page import key_of, open_page, show
 from tasks.page.prefect_client import costs_nothing, reach

@@ -204,7 +204,7 @@ def run_stage(args: argparse.Namespace) -> None:
             f"recipe {iteration.resolved.recipe_name!r} sets no {setting}, so there is nothing to score; "
             f"`--set {setting}=FILE` names one"
         )
-    do(stage, args.fit_codebook if args.stage == "kmeans" else None)
+    do(iteration.begin(stage), args.fit_codebook if args.stage == "kmeans" else None)
     if args.stage == "manifest" and args.output is not None:
         from hubert.data.manifest import scan_manifest, write_manifest
 

@@ -5,6 +5,7 @@
         it1/
             features-…/ kmeans-…/ units-…/ train-…/ validate-…/ abx-…/ quality-…/ report-…/
             unfinished.html           what `hubert report` shows of an iteration that is not finished
+            stages.json               the folders of its stages, each noted when it was started
             outcome.json              the checkpoint and layer that the iteration ends with, and why
             checkpoints.json          all checkpoints that the next iteration may start from
         it2/…
@@ -108,6 +109,10 @@ class RunFolder:
     def outcome(self, number: int) -> Path:
         """Return the file that says which checkpoint and layer an iteration ends with."""
         return self.iteration(number) / "outcome.json"
+
+    def stages(self, number: int) -> Path:
+        """Return the file that names the folders of an iteration's stages."""
+        return self.iteration(number) / "stages.json"
 
     def checkpoints(self, number: int) -> Path:
         """Return the file with the checkpoints of an iteration that the next one may start from."""

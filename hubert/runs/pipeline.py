@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hubert.core.errors import ConfigError
+from hubert.core.files import read_json, write_json
 from hubert.core.paths import RunFolder
 from hubert.core.stage import Stage
 from hubert.data.stage import ManifestStage
@@ -28,7 +29,7 @@ from hubert.features.stage import FeaturesStage
 from hubert.report.stage import ReportStage
 from hubert.runs.resolved import Resolved
 from hubert.settings.recipe import IterationSettings
-from hubert.settings.stages import EVALUATED
+from hubert.settings.stages import EVALUATED, STAGES
 from hubert.training.stage import TrainStage
 from hubert.units.assign import UnitsStage
 from hubert.units.kmeans import KMeansStage
@@ -186,6 +187,19 @@ class Iteration:
             outcome=self.outcome(),
             alignments=self.alignments,
         )
+
+    def begin[Started: Stage](self, stage: Started) -> Started:
+        """Note a stage's folder in `stages.json`, from where `hubert report` finds it without the corpus; return the stage.
+
+        If it has another folder than before, the stages after it will have others too, so they are struck out.
+        """
+        path, folder = self.folder.stages(self.number), stage.folder.relative_to(self.folder.root).as_posix()
+        noted: dict[str, str] = read_json(path) or {}
+        if noted.get(stage.name) != folder:
+            order = list(STAGES)
+            earlier = order[: order.index(stage.name)]
+            write_json(path, {name: noted[name] for name in earlier if name in noted} | {stage.name: folder})
+        return stage
 
     def evaluated(self) -> list[Stage]:
         """Return all stages that come before the report."""

@@ -125,7 +125,7 @@ def settings_of(folder: RunFolder, number: int) -> Resolved | None:
 
 
 def find_stages(folder: RunFolder, number: int, resolved: Resolved, outcome: Outcome | None) -> dict[str, Path]:
-    """Return the folder of each stage that was begun: those of the report, else by the keys, else the newest ones."""
+    """Return the folder of each stage that was begun: those of the report, else by the keys, else as they were noted."""
     report = find_report(folder, number)
     if report is not None and outcome is not None and report[1].outcome == outcome:
         keys = (read_json(report[0].parent / "done.json") or {}).get("inputs", {})
@@ -134,9 +134,12 @@ def find_stages(folder: RunFolder, number: int, resolved: Resolved, outcome: Out
             return found
     try:
         known = {name: stage for name, stage, _ in Chain(Iteration(resolved)).known() if stage is not None}
+        found = {name: known[name].folder for name in EVALUATED if name in known}
     except HubertError:  # the corpus is gone, so that the manifest's key is not known
-        return _newest(folder, number, outcome)
-    return {name: known[name].folder for name in EVALUATED if name in known and known[name].folder.is_dir()}
+        noted = read_json(folder.stages(number)) or {}
+        found = {name: folder.root / noted[name] for name in EVALUATED if name in noted}
+        found = found or _without_notes(folder, number, outcome)
+    return {name: path for name, path in found.items() if path.is_dir()}
 
 
 def _folder_of(folder: RunFolder, number: int, name: str, key: str) -> Path:
@@ -144,22 +147,22 @@ def _folder_of(folder: RunFolder, number: int, name: str, key: str) -> Path:
     return home / f"{name}-{key[:8]}"
 
 
-def _newest(folder: RunFolder, number: int, outcome: Outcome | None) -> dict[str, Path]:
-    """Return the newest folder of each stage; from training to manifest those that the keys lead back to."""
+def _without_notes(folder: RunFolder, number: int, outcome: Outcome | None) -> dict[str, Path]:
+    """Return the folders that are certain in a run of an older version: the only one of a stage, and where keys lead."""
     found: dict[str, Path] = {}
     for name in EVALUATED:
         home = folder.root if name == "manifest" else folder.iteration(number)
         folders = [path for path in home.glob(f"{name}-*") if re.fullmatch(rf"{name}-[0-9a-f]{{8}}", path.name)]
         folders = [path for path in folders if name != "manifest" or (path / "train.parquet").exists()]
-        if folders:
-            found[name] = max(folders, key=lambda path: path.stat().st_mtime)
+        if len(folders) == 1:
+            found[name] = folders[0]
     if outcome is not None:
         found["train"] = folder.iteration(number) / Path(outcome.checkpoint).parent.name
     for name, source, key in (("train", "units", "table"), ("units", "manifest", "manifest")):
         inputs = (read_json(found[name] / "plan.json") or {}).get("inputs", {}) if name in found else {}
         if key in inputs:
             found[source] = _folder_of(folder, number, source, inputs[key])
-    return {name: path for name, path in found.items() if path.is_dir()}
+    return found
 
 
 def is_whole(stages: Mapping[str, Path]) -> bool:

@@ -9,16 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hubert.core.errors import ConfigError
-from hubert.core.paths import RunFolder, demo_corpus_folder, find_recipe
+from hubert.core.paths import RunFolder, demo_corpus_folder
 from hubert.data.demo.corpus import build_demo_corpus
 from hubert.evaluation.checkpoints import FORM, SERVICE, Pick, default_pick, find_run_checkpoint
 from hubert.evaluation.choice import read_outcome
 from hubert.features.source import FeatureSource
 from hubert.model.weights import find_origin
-from hubert.runs.options import RunOptions
+from hubert.runs.options import RunOptions, find_settings, read_request
 from hubert.runs.pipeline import Iteration
 from hubert.runs.resolved import Resolved
-from hubert.settings.recipe import IterationSettings, Recipe, change_recipe, read_recipe
+from hubert.settings.recipe import IterationSettings
 from hubert.training.init import settle_init
 from hubert.units.codebook import settle_codebook
 
@@ -83,56 +83,6 @@ def settle(options: RunOptions) -> Resolved:
     resolved = resolve(options)
     resolved.remember()
     return resolved
-
-
-# What is asked for, and what the run already says -----------------------------------------------------------------
-
-
-def find_settings(options: RunOptions) -> tuple[int, Resolved | None]:
-    """Return the number of the iteration that the options mean, and the newest settings up to it; None for a new run.
-
-    Raises:
-        ConfigError: the number is below 1.
-    """
-    folder = RunFolder.of(options.run)
-    begun = [number for number in folder.iterations() if folder.settings(number).exists()]
-    number = max(begun, default=1) if options.iteration is None else options.iteration
-    if number < 1:
-        raise ConfigError(f"iteration {number}: iterations count from 1")
-    newest = max((other for other in begun if other <= number), default=None)
-    return number, None if newest is None else Resolved.load(folder.settings(newest))
-
-
-def read_request(options: RunOptions) -> tuple[str, Recipe, Path | None]:
-    """Return the name of the recipe, its content with the overrides, and where the data are.
-
-    The place is None where the recipe brings its own corpus, which is made when the run starts.
-
-    Raises:
-        ConfigError: recipe or data are missing or wrong, or a new run does not name them.
-    """
-    number, before = find_settings(options)
-    if options.recipe:
-        name, recipe = options.recipe, read_recipe(find_recipe(options.recipe), options.overrides)
-    elif before is not None:
-        name, recipe = before.recipe_name, change_recipe(before.recipe, options.overrides)
-    else:
-        raise ConfigError(
-            f"run {options.run!r} is new ({RunFolder.of(options.run).root} holds no settings up to iteration {number}), so say "
-            "what it is: `--recipe` (a name in deployments/recipes, or a TOML file) and `--data` (a folder of audio)"
-        )
-    data = options.data or (before.data if before else "")
-    is_made = not data or (not options.data and Path(data).name == demo_corpus_folder().name)
-    if is_made and recipe.corpus == "demo":
-        return name, recipe, None
-    if not data:
-        raise ConfigError(f"recipe {name!r} needs `data` (`--data`): a folder of audio, an archive or a manifest")
-    location = Path(data).expanduser().resolve()
-    if not location.exists():
-        raise ConfigError(
-            f"data {data!r}: expected a folder of audio, an archive or a manifest; {location} does not exist"
-        )
-    return name, recipe, location
 
 
 def first_unfinished(folder: RunFolder) -> int:
