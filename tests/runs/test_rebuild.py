@@ -58,7 +58,7 @@ def test_other_settings_strike_out_the_stages_after_them(tmp_path: Path):
     first = Iteration(settle(RunOptions(run, recipe=str(recipe), data=str(data))))
     for name in BEGUN:
         first.begin(getattr(first, name)).run()
-    other = Iteration(settle(RunOptions(run, overrides={"kmeans.seed": 9})))
+    other = Iteration(settle(RunOptions(run, overrides={"kmeans.sample_fraction": 0.5, "kmeans.min_sample_files": 2})))
     other.begin(other.features)
     shutil.rmtree(data)
     assert stages_of(first.folder) == {"manifest": first.manifest.folder}  # the new features have no folder yet
