@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubert.core.errors import ConfigError
+from hubert.core.errors import ConfigError, DataError
 from hubert.core.paths import RunFolder, demo_corpus_folder, find_recipe
 from hubert.settings.recipe import Recipe, change_recipe, read_recipe
 
@@ -53,6 +53,7 @@ def find_settings(options: RunOptions) -> "tuple[int, Resolved | None]":
 
     Raises:
         ConfigError: the number is below 1.
+        DataError: the settings are damaged, and recipe and data are not both given.
     """
     folder = RunFolder.of(options.run)
     begun = [number for number in folder.iterations() if folder.settings(number).exists()]
@@ -64,7 +65,12 @@ def find_settings(options: RunOptions) -> "tuple[int, Resolved | None]":
         return number, None
     from hubert.runs.resolved import Resolved  # imports torch, which a new run's check does without
 
-    return number, Resolved.load(folder.settings(newest))
+    try:
+        return number, Resolved.load(folder.settings(newest))
+    except DataError:
+        if not (options.recipe and options.data):
+            raise
+        return number, None  # all of it is given anew, so a damaged file is not needed
 
 
 def read_request(options: RunOptions) -> tuple[str, Recipe, Path | None]:

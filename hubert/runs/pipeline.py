@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hubert.core.errors import ConfigError
-from hubert.core.files import read_json, write_json
+from hubert.core.files import read_json, write_record
 from hubert.core.paths import RunFolder
 from hubert.core.stage import Stage
 from hubert.data.stage import ManifestStage
@@ -198,7 +198,7 @@ class Iteration:
         if noted.get(stage.name) != folder:
             order = list(STAGES)
             earlier = order[: order.index(stage.name)]
-            write_json(path, {name: noted[name] for name in earlier if name in noted} | {stage.name: folder})
+            write_record(path, {name: noted[name] for name in earlier if name in noted} | {stage.name: folder})
         return stage
 
     def evaluated(self) -> list[Stage]:

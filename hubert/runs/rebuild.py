@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hubert.core.errors import DataError, HubertError
 from hubert.core.files import read_json, write_text

@@ -300,7 +300,7 @@ def test_the_next_batch_is_read_while_one_is_computed(tmp_path: Path, monkeypatc
         started[ref.fileid].set()
         return read_waveform(ref, resample=resample)
 
-    monkeypatch.setattr("hubert.features.stage.read_waveform", read)
+    monkeypatch.setattr("hubert.features.extract.read_waveform", read)
     pieces = extract(rows, FeatureExtractor(FeatureSource()), batch_seconds=1.0, resample=False)
     first = next(pieces)
     assert started[rows["fileid"][first.row + 1]].wait(timeout=60)

@@ -9,6 +9,7 @@ of them discards people's finished work; to write new ones after a STAGE version
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 
 from hubert.core.files import write_json
 from hubert.core.hashing import file_digest
+from hubert.core.paths import RunFolder
 from hubert.core.stage import Stage
 from hubert.features.source import FeatureSource
 from hubert.runs.options import RunOptions
@@ -153,10 +155,11 @@ def keys_of(resolved: Resolved) -> dict[str, str]:
 
 def settle(case: str) -> Resolved:
     """Resolve a case in the current folder, with the places as they are seen from there."""
-    found = resolve(RunOptions("./run", recipe="./recipe.toml", data="./data", **CASES[case]))
-    home = f"{Path.cwd()}/"
-    content = json.loads(found.model_dump_json().replace(home, ""))
-    return Resolved.model_validate(content)
+    return seen_from_here(resolve(RunOptions("./run", recipe="./recipe.toml", data="./data", **CASES[case])))
+
+
+def seen_from_here(resolved: Resolved) -> Resolved:
+    return Resolved.model_validate(json.loads(resolved.model_dump_json().replace(f"{Path.cwd()}/", "")))
 
 
 @pytest.fixture
@@ -172,7 +175,11 @@ def golden(case: str) -> dict[str, str]:
 
 
 def read_old(case: str) -> Resolved:
-    return Resolved.load(GOLDEN / f"{case}.toml")
+    """Read the file of an older version from its place in a run."""
+    path = RunFolder.of("./run").settings(CASES[case]["iteration"])
+    path.parent.mkdir(parents=True)
+    shutil.copy(GOLDEN / f"{case}.toml", path)
+    return seen_from_here(Resolved.load(path))
 
 
 @pytest.mark.usefixtures("material")
