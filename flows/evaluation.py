@@ -13,14 +13,14 @@ from tasks.stage import run_stage
 def evaluation(resolved: Resolved) -> Outcome:
     """Score every checkpoint, choose one and its layer, and write the report."""
     iteration = Iteration(resolved)
-    run_stage(iteration.validate)
+    run_stage(iteration.begin(iteration.validate))
     if iteration.abx_manifest is not None:
         run_stage(iteration.abx_manifest, "ABX audio")
     if iteration.abx is not None:
-        run_stage(iteration.abx)
+        run_stage(iteration.begin(iteration.abx))
     if iteration.quality_manifest is not None:
         run_stage(iteration.quality_manifest, "aligned audio")
     if iteration.quality is not None:
-        run_stage(iteration.quality)
+        run_stage(iteration.begin(iteration.quality))
     report.run(iteration)
     return choice.run(iteration)  # last: an iteration with an outcome is finished

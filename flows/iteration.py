@@ -6,6 +6,7 @@ from flows.evaluation import evaluation
 from flows.label import label
 from flows.training import training
 from hubert.evaluation.choice import Outcome
+from hubert.runs.options import RunOptions
 from tasks import resolve, train
 from tasks.clusters.preflight import check_cluster
 from tasks.clusters.runner import cancel_jobs, task_runner
@@ -56,17 +57,8 @@ def hubert_iteration(
         extend: Let a finished training go on to more steps, instead of starting another one.
     """
     check_cluster(cluster)
-    resolved = resolve.settle(
-        run,
-        recipe,
-        data,
-        iteration=iteration,
-        teacher=teacher,
-        layer=layer,
-        choose=choose,
-        overrides=overrides,
-        extend=extend,
-    )
+    options = RunOptions(run, iteration, recipe, data, teacher, layer, overrides or {}, extend)
+    resolved = resolve.settle(options, choose)
     label.with_options(task_runner=task_runner(cluster, "extraction"))(resolved, cluster)
     training(resolved, cluster)
     return evaluation.with_options(task_runner=task_runner(cluster, "evaluation"))(resolved)

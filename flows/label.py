@@ -13,13 +13,14 @@ from tasks.stage import run_stage
 def label(resolved: Resolved, cluster: str) -> None:
     """Label all audio with the units that this iteration predicts."""
     iteration = Iteration(resolved)
-    run_stage(iteration.manifest)
-    run_stage(iteration.features)
+    run_stage(iteration.begin(iteration.manifest))
+    run_stage(iteration.begin(iteration.features))
     codebook.with_options(task_runner=task_runner(cluster, "kmeans"))(resolved)
-    run_stage(iteration.units)
+    run_stage(iteration.begin(iteration.units))
 
 
 @flow(name="codebook", flow_run_name="it{resolved.number} codebook", validate_parameters=False)
 def codebook(resolved: Resolved) -> None:
     """Cluster the sampled features; on workers of its own, as it needs other machines than the encoder."""
-    kmeans.run(Iteration(resolved).kmeans)
+    iteration = Iteration(resolved)
+    kmeans.run(iteration.begin(iteration.kmeans))

@@ -10,6 +10,7 @@ hubert-pretraining
 from prefect import flow
 
 from flows.iteration import hubert_iteration
+from hubert.runs.options import RunOptions
 from tasks import report, resolve, train
 from tasks.clusters.preflight import check_cluster
 from tasks.clusters.runner import cancel_jobs
@@ -51,7 +52,7 @@ def hubert_pretraining(
         extend: Let finished trainings go on to more steps, instead of starting others.
     """
     check_cluster(cluster)
-    for number in resolve.iterations(recipe, overrides):
+    for number in resolve.iterations(RunOptions(run, recipe=recipe, data=data, overrides=overrides or {})):
         ask_before(run, number, choose)
         hubert_iteration(run, recipe, data, number, cluster=cluster, choose=choose, overrides=overrides, extend=extend)
     return report.summarise(run)

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 from hubert.cli import main as cli
 from hubert.cli.parser import Parser
 from hubert.core.errors import ConfigError, TransientError
-from hubert.core.paths import RunFolder, find_cluster, find_recipe
+from hubert.core.paths import RunFolder, find_cluster, find_recipe, spell_for_worker
 
 if TYPE_CHECKING:
-    from hubert.settings.recipe import Recipe
     from tasks.service.settings import ServiceSettings
 
 FLOW, DEPLOYMENT = "hubert-pretraining", "local"
@@ -228,10 +227,10 @@ def run_pretraining(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: the service is not up, or a setting is wrong: nothing was triggered.
     """
-    from hubert.settings.recipe import parse_override
+    from hubert.settings.recipe import parse_overrides
     from tasks.service import service
 
-    overrides = dict(parse_override(text) for text in args.set)
+    overrides = parse_overrides(args.set)
     parameters = build_parameters(args.run, args.recipe, args.data, args.cluster, overrides)
     parameters |= {"extend": True} if args.extend else {}
     parameters |= {"choose": args.choose} if args.choose != "auto" else {}
@@ -269,25 +268,17 @@ def build_parameters(run: str, recipe: str, data: str, cluster: str, overrides: 
     Raises:
         ConfigError: the recipe, a setting, the data or the cluster file is wrong or missing, or Slurm could not start its jobs.
     """
-    from hubert.settings.recipe import read_recipe
+    from hubert.runs.options import RunOptions, read_request
     from tasks.clusters.preflight import check_cluster
 
-    path = find_recipe(recipe)
-    settings: Recipe = read_recipe(path, overrides)
+    _, settings, _ = read_request(RunOptions(run, recipe=recipe, data=data, overrides=overrides))
     settings.check_chain()
-    if not data and settings.corpus != "demo":
-        raise ConfigError(f"recipe {recipe!r} needs `--data`: a folder of audio, an archive or a manifest")
-    location = Path(data).expanduser().resolve()
-    if data and not location.exists():
-        raise ConfigError(
-            f"data {data!r}: expected a folder of audio, an archive or a manifest; {location} does not exist"
-        )
     check_cluster(cluster)
     return {
         "run": str(RunFolder.of(run).root),  # the worker may have another HUBERT_RUNS than this shell
-        "recipe": str(path) if recipe != path.stem else recipe,
-        "data": str(location) if data else "",
-        "cluster": str(find_cluster(cluster)) if cluster != find_cluster(cluster).stem else cluster,
+        "recipe": spell_for_worker(recipe, find_recipe(recipe)),
+        "data": str(Path(data).expanduser().resolve()) if data else "",
+        "cluster": spell_for_worker(cluster, find_cluster(cluster)),
         "overrides": overrides,
     }
 

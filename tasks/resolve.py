@@ -1,54 +1,54 @@
 """What a flow run will do: settled once, written down, shown, and obeyed when the same flow run is retried."""
 
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 from prefect import get_run_logger, runtime, task
 
-from hubert.core.errors import ConfigError
-from hubert.core.paths import RunFolder, demo_corpus_folder, find_recipe
+from hubert.core.paths import RunFolder
+from hubert.runs.options import RunOptions, read_request
 from hubert.runs.pipeline import Iteration
-from hubert.runs.resolve import check_number, first_unfinished, resolve
+from hubert.runs.resolve import first_unfinished, resolve
 from hubert.runs.resolved import Resolved
-from hubert.settings.recipe import read_recipe
 from tasks.page.page import key_of, open_page, show
 from tasks.page.prefect_client import costs_nothing, reach
 from tasks.stage import RETRIES
 from tasks.teacher import Choose, settle_teacher
 
 
-def settle(run: str, recipe: str, data: str, *, choose: Choose = "auto", **wishes: Any) -> Resolved:
-    """Resolve the wishes of the surrounding flow run, or read what its first attempt resolved.
+def settle(options: RunOptions, choose: Choose = "auto") -> Resolved:
+    """Resolve what the surrounding flow run was asked to do, or read what its first attempt resolved.
 
-    With `choose = "ask"` it asks a person which checkpoint and layer are clustered, unless `teacher` says so.
+    Without a number it does the first iteration that is not finished. With `choose = "ask"` it asks a person which
+    checkpoint and layer are clustered, unless the options name a teacher.
 
     Raises:
         ConfigError: something asked for does not exist or contradicts itself; nothing was started.
     """
-    folder = RunFolder.of(run)
+    folder = RunFolder.of(options.run)
     record = folder.resolved(str(runtime.flow_run.id or "direct"))
     if runtime.flow_run.run_count > 1 and record.exists():
         get_run_logger().info("This run was tried before: its settings are read from %s", record)
         resolved = Resolved.load(record)
         open_overview(resolved)
         return announce(resolved)
-    wished = wishes.pop("iteration", None)
-    number = first_unfinished(folder) if wished is None else wished
-    check_number(number)
-    pick = settle_teacher(folder, number, wishes.get("teacher", ""), wishes.get("layer"), choose)
-    data = data or corpus_of(recipe, wishes.get("overrides"))
-    resolved = resolve(run, recipe, data, iteration=number, pick=pick, **wishes)
+    if options.iteration is None:
+        options = replace(options, iteration=first_unfinished(folder))
+    resolved = resolve(
+        options,
+        choose_teacher=lambda folder, number: settle_teacher(folder, number, options.teacher, options.layer, choose),
+        make_corpus=lambda folder: Path(demo_corpus(str(folder))),
+    )
     resolved.save(record)
     resolved.remember()
     open_overview(resolved)
     show(
         "markdown",
         key_of(Iteration(resolved).home, "settings"),
-        f"**{folder.name}, iteration {resolved.number}**\n\nstarts from: {Iteration(resolved).source.describe()} "
+        f"**{folder.name}, iteration {resolved.number}**\n\nstarts from: {resolved.source.describe()} "
         f"({resolved.chosen})\n\n`{record}`\n\n```toml\n{record.read_text()}\n```",
-        f"what this run does: {folder.name}, iteration {resolved.number}, from {Iteration(resolved).source.describe()}",
+        f"what this run does: {folder.name}, iteration {resolved.number}, from {resolved.source.describe()}",
     )
     return announce(resolved)
 
@@ -62,7 +62,7 @@ def announce(resolved: Resolved) -> Resolved:
 @costs_nothing("its name and its tags")
 def name_flow_run(resolved: Resolved) -> None:
     """Set name and tags of the surrounding flow run."""
-    name, number, source = RunFolder.of(resolved.run).name, resolved.number, Iteration(resolved).source
+    name, number, source = RunFolder.of(resolved.run).name, resolved.number, resolved.source
     title = f"{name} it{number} {'MFCC' if source.is_mfcc else f'layer {source.layer}'}"
     tags = {*runtime.flow_run.tags, name, f"it{number}"}
     if runtime.flow_run.id:
@@ -73,20 +73,8 @@ def name_flow_run(resolved: Resolved) -> None:
 @costs_nothing("the overview")
 def open_overview(resolved: Resolved) -> None:
     """Begin the page of an iteration."""
-    name, source = Path(resolved.run).name, Iteration(resolved).source.describe()
+    name, source = Path(resolved.run).name, resolved.source.describe()
     open_page(Iteration(resolved).home, f"{name}, iteration {resolved.number}: clusters {source}")
-
-
-def corpus_of(recipe: str, overrides: Mapping[str, Any] | None) -> str:
-    """Make the corpus of a recipe that brings its own, and return its folder.
-
-    Raises:
-        ConfigError: the recipe needs data from outside.
-    """
-    settings = read_recipe(find_recipe(recipe), overrides)
-    if settings.corpus != "demo":
-        raise ConfigError(f"recipe {recipe!r} needs `data`: a folder of audio, an archive or a manifest")
-    return demo_corpus(str(demo_corpus_folder()))
 
 
 @task(task_run_name="demo corpus", **RETRIES)
@@ -97,15 +85,15 @@ def demo_corpus(folder: str) -> str:
     return str(build_demo_corpus(Path(folder)))
 
 
-def iterations(recipe: str, overrides: Mapping[str, Any] | None) -> range:
-    """Return the numbers of a recipe's iterations.
+def iterations(options: RunOptions) -> range:
+    """Return the numbers of the iterations of a run's recipe.
 
     Raises:
-        ConfigError: they cannot follow each other.
+        ConfigError: they cannot follow each other, or recipe or data are missing or wrong.
     """
-    settings = read_recipe(find_recipe(recipe), overrides)
-    settings.check_chain()
-    return range(1, settings.num_iterations + 1)
+    _, recipe, _ = read_request(options)
+    recipe.check_chain()
+    return range(1, recipe.num_iterations + 1)
 
 
 def name_of_iteration() -> str:

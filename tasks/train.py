@@ -205,7 +205,7 @@ def find_launcher(cluster: str, say: Callable[[str], object]) -> tuple[Launcher,
 
 def run(iteration: Iteration, cluster: str) -> Figures:
     """Train, or find the finished training."""
-    stage = iteration.train
+    stage = iteration.begin(iteration.train)
     if (done := stage.settled(run_logger().info)) is not None:
         cached(stage.label, str(stage.folder))
         recall_link(iteration.home, link_of(stage))

@@ -34,14 +34,14 @@ def _ours(run: Run, fit, **settings) -> Outcome:  # noqa: ANN003
     import dask_ml.cluster  # noqa: F401
     import sklearn.cluster  # noqa: F401  (the other side imports it before its time is taken, too)
 
-    from hubert.features.source import FeatureSource
     from hubert.settings.sections import KMeansSettings
     from hubert.units.codebook import Codebook
     from hubert.units.kmeans import KMeansStage
+    from tools.given_stages import frames_in
 
     folder = run.inputs / f"frames-{run.options['frames']}"
     chosen = KMeansSettings(num_units=run.options["num_units"], **run.options.get("settings", {}), **settings)
-    stage = KMeansStage(run.scratch, [folder / "shard.safetensors"], "benchmark", FeatureSource(), chosen)
+    stage = KMeansStage(parent=run.scratch, sample=frames_in([folder / "shard.safetensors"]), kmeans=chosen)
     with run.clock:
         fit(stage)
     return _outcome(run, Codebook.load(stage.path).centroids)

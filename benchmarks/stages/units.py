@@ -36,8 +36,9 @@ def ours(run: Run) -> Outcome:
     from hubert.features.source import FeatureSource
     from hubert.features.stage import FeaturesStage
     from hubert.model.weights import weights_digest
-    from hubert.settings.sections import FeatureSettings, KMeansSettings
+    from hubert.settings.sections import FeatureSettings, KMeansSettings, UnitSettings
     from hubert.units.assign import UnitsStage
+    from tools.given_stages import codebook_in, manifest_in
 
     name, source, settings = "mfcc", FeatureSource(), FeatureSettings()
     if run.options["source"] == "layer":
@@ -47,8 +48,13 @@ def ours(run: Run) -> Outcome:
         source = FeatureSource.of_layer(model, weights_digest(model, "the model"), run.options["layer"], settings)
         name = f"layer-{dtype}"
     codebook = run.inputs / "codebooks" / f"{name}.safetensors"
-    manifest = _manifest(run, "parquet")
-    stage = UnitsStage(run.scratch, {"train": manifest}, "benchmark", source, codebook, "benchmark", settings)
+    manifest = manifest_in(_manifest(run, "parquet"), "benchmark")
+    stage = UnitsStage(
+        parent=run.scratch,
+        manifest=manifest,
+        codebook=codebook_in(codebook, source, settings, key="benchmark"),
+        units=UnitSettings(),
+    )
     with run.clock:
         stage.run()
     peak = run.clock.peak
@@ -58,12 +64,11 @@ def ours(run: Run) -> Outcome:
     units = rows.filter(pl.col("fileid") == "u0000")["units"][0]
     labels = _size(run.scratch)
     sample = FeaturesStage(
-        run.scratch / "sample",
-        manifest,
-        source,
-        settings,
-        KMeansSettings(sample_fraction=SAMPLE, min_sample_files=1),
-        False,
+        parent=run.scratch / "sample",
+        manifest=manifest,
+        source=source,
+        features=settings,
+        kmeans=KMeansSettings(sample_fraction=SAMPLE, min_sample_files=1),
     )
     hours = sample.run()["hours"]
     whole = sum(signals.lengths(run.options["minutes"])) / signals.SAMPLE_RATE / 3600

@@ -36,6 +36,7 @@ from hubert.settings.model import build_config
 from hubert.settings.sections import FeatureSettings, KMeansSettings
 from hubert.units.codebook import Codebook
 from hubert.units.kmeans import choose_seeds, torch_lloyd
+from tools.given_stages import manifest_in
 
 WHOLE = 1e9  # seconds
 
@@ -198,7 +199,13 @@ def run_child(args: argparse.Namespace) -> None:
         pl.DataFrame([values], schema=SCHEMA).write_parquet(folder / "manifest.parquet")
         source = FeatureSource(str(folder / "model"), "random", config.num_layers)
         kmeans = KMeansSettings(sample_fraction=1.0)
-        stage = FeaturesStage(folder, folder / "manifest.parquet", source, FeatureSettings(), kmeans, 0, False)
+        stage = FeaturesStage(
+            parent=folder,
+            manifest=manifest_in(folder / "manifest.parquet"),
+            source=source,
+            features=FeatureSettings(),
+            kmeans=kmeans,
+        )
         stage.plan()
         before, start_time = peak_megabytes(), time.perf_counter()
         stage.run()

@@ -27,6 +27,7 @@ from hubert.evaluation.checkpoints import Checkpoint, LayerScores
 from hubert.evaluation.choice import Outcome
 from hubert.settings.sections import TrainSettings
 from hubert.training.stage import TrainStage
+from tools.given_stages import labels_in
 
 METRICS = ("epoch", "accuracy", "feature_penalty", "grad_norm", "max_grad_norm", "learning_rate", "num_nonfinite")
 METRICS += ("audio_seconds_per_second", "seconds", "loss")
@@ -67,7 +68,7 @@ def measure(root: Path, num_points: int, num_checkpoints: int) -> dict[str, Any]
     from tasks.tracking.registry import find_registered, register, versions_of
 
     folder = RunFolder(root)
-    stage = TrainStage(folder.iteration(1), root / "table", "t", num_units=500, train=TrainSettings())
+    stage = TrainStage(parent=folder.iteration(1), labels=labels_in(root / "table", 500), train=TrainSettings())
     write_log(stage, num_points // len(METRICS))
     checkpoints = [offer(stage, number, 100 * (number + 1)) for number in range(num_checkpoints)]
     best = checkpoints[-1]

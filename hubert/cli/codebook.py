@@ -188,10 +188,12 @@ def _finished(run: str, number: int | None, stage: str) -> "Iteration":
     Raises:
         DataError: it is not; names the command to run.
     """
-    from hubert.runs.options import Wishes, settle
+    from hubert.runs.options import RunOptions
+    from hubert.runs.pipeline import Iteration
+    from hubert.runs.resolve import settle
     from hubert.runs.status import Chain
 
-    iteration = Iteration(settle(Wishes(run, number)))
+    iteration = Iteration(settle(RunOptions(run, number)))
     chain = Chain(iteration)
     need = chain.missing(stage) or (None if chain.find(stage)[1] is not None else stage)
     if need is not None:

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from hubert.cli import export as cli_export
 from hubert.cli.parser import Parser
 from hubert.core.errors import ConfigError, DataError, HubertError, TrainingDiverged, TransientError
 from hubert.core.paths import RunFolder, runs_root
-from hubert.runs.pipeline import Iteration
+from hubert.settings.stages import EXTRA_MANIFESTS, STAGES
 
 if TYPE_CHECKING:
     from hubert.core.stage import Stage
@@ -38,19 +38,6 @@ INTERRUPTED = 130
 # What a person can mend: no rights, no space, no such place. Any other OSError is a fault of the program.
 REFUSALS = {errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EIO}
 
-# Each stage: what it does, and the sections of the recipe that it reads.
-STAGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "manifest": ("list the audio, check every file, hold validation out", ("data",)),
-    "features": ("compute the frames that are clustered: MFCC, or a layer of the teacher", ("features", "kmeans")),
-    "kmeans": ("fit the codebook on the sampled frames", ("kmeans",)),
-    "units": ("label every file with the nearest centroid of each frame", ("units", "features")),
-    "train": ("train the model to predict the units of masked spans", ("train",)),
-    "validate": ("score every checkpoint on the same crops and masks", ("validate",)),
-    "abx": ("score the layers by ABX error rates, and MFCC beside them", ("abx",)),
-    "quality": ("compare the units with phones: purity and PNMI", ("quality",)),
-    "report": ("choose checkpoint and layer; with RUN alone, write all pages of the run again", ()),
-}
-
 
 def build_parser(*, fit_codebook: "FitCodebook | None" = None) -> tuple[Parser, "argparse._SubParsersAction[Parser]"]:
     """Return the parser and its list of commands, to which others may be added.
@@ -65,9 +52,10 @@ def build_parser(*, fit_codebook: "FitCodebook | None" = None) -> tuple[Parser, 
         epilog=EXIT_CODES,
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
-    for name, (text, sections) in STAGES.items():
+    for name, entry in STAGES.items():
+        text = entry.description
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", epilog=_EXAMPLE)
-        command.sections = sections
+        command.sections = entry.sections
         command.set_defaults(handler=run_stage, stage=name, fit_codebook=fit_codebook or fit_here)
         _add_stage_options(command)
         if name == "manifest":
@@ -173,16 +161,28 @@ def run_stage(args: argparse.Namespace) -> None:
         DataError: a stage that it needs is not finished; names the command to run.
         ConfigError: the recipe gives it nothing to do, or a setting is wrong.
     """
-    from hubert.runs.options import Wishes, settle
+    from hubert.runs.options import RunOptions
+    from hubert.runs.pipeline import Iteration
+    from hubert.runs.resolve import settle
     from hubert.runs.status import Chain
+    from hubert.settings.recipe import parse_overrides
 
     if args.stage == "report" and is_whole_run(args):
         from hubert.cli.report import report_run
 
         report_run(_existing(args.run))
         return
-    wishes = Wishes(args.run, args.iteration, args.recipe, args.data, args.teacher, args.layer, args.set, args.extend)
-    iteration = Iteration(settle(wishes))
+    options = RunOptions(
+        args.run,
+        iteration=args.iteration,
+        recipe=args.recipe,
+        data=args.data,
+        teacher=args.teacher,
+        layer=args.layer,
+        overrides=parse_overrides(args.set),
+        extend=args.extend,
+    )
+    iteration = Iteration(settle(options))
     need = Chain(iteration).missing(args.stage)
     if need is not None:
         raise DataError(
@@ -194,17 +194,17 @@ def run_stage(args: argparse.Namespace) -> None:
 
         report_iteration(iteration)
         return
-    extra = getattr(iteration, f"{args.stage}_manifest", None)
-    if extra is not None:
-        do(extra)
+    extra = EXTRA_MANIFESTS.get(args.stage)
+    if extra is not None and getattr(iteration, extra) is not None:
+        do(getattr(iteration, extra))
     stage = getattr(iteration, args.stage)
     if stage is None:
-        setting = {"abx": "abx.item", "quality": "quality.alignments"}[args.stage]
+        setting = STAGES[args.stage].setting
         raise ConfigError(
             f"recipe {iteration.resolved.recipe_name!r} sets no {setting}, so there is nothing to score; "
             f"`--set {setting}=FILE` names one"
         )
-    do(stage, args.fit_codebook if args.stage == "kmeans" else None)
+    do(iteration.begin(stage), args.fit_codebook if args.stage == "kmeans" else None)
     if args.stage == "manifest" and args.output is not None:
         from hubert.data.manifest import scan_manifest, write_manifest
 
@@ -282,9 +282,9 @@ def show_plan(args: argparse.Namespace) -> None:
     """Print what a run would take."""
     from hubert.core.paths import find_recipe
     from hubert.runs.plan import build_plan, format_plan
-    from hubert.settings.recipe import parse_override, read_recipe
+    from hubert.settings.recipe import parse_overrides, read_recipe
 
-    recipe = read_recipe(find_recipe(args.recipe), dict(parse_override(text) for text in args.set))
+    recipe = read_recipe(find_recipe(args.recipe), parse_overrides(args.set))
     plan = build_plan(
         recipe, hours=args.hours, num_files=args.files, num_gpus=args.gpus, rate=args.audio_seconds_per_second
     )

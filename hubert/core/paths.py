@@ -5,6 +5,7 @@
         it1/
             features-…/ kmeans-…/ units-…/ train-…/ validate-…/ abx-…/ quality-…/ report-…/
             unfinished.html           what `hubert report` shows of an iteration that is not finished
+            stages.json               the folders of its stages, each noted when it was started
             outcome.json              the checkpoint and layer that the iteration ends with, and why
             checkpoints.json          all checkpoints that the next iteration may start from
         it2/…
@@ -41,6 +42,11 @@ def find_cluster(name: str) -> Path:
     path = Path(name).expanduser()
     is_path = path.suffix in {".yaml", ".yml"} or "/" in name
     return path.resolve() if is_path else DEPLOYMENTS / "clusters" / f"{name}.yaml"
+
+
+def spell_for_worker(name: str, path: Path) -> str:
+    """Return how a worker, in another folder, finds a file of deployments: by its name if it has one there, else by its path."""
+    return name if name == path.stem else str(path)
 
 
 def known_recipes() -> list[str]:
@@ -103,6 +109,10 @@ class RunFolder:
     def outcome(self, number: int) -> Path:
         """Return the file that says which checkpoint and layer an iteration ends with."""
         return self.iteration(number) / "outcome.json"
+
+    def stages(self, number: int) -> Path:
+        """Return the file that names the folders of an iteration's stages."""
+        return self.iteration(number) / "stages.json"
 
     def checkpoints(self, number: int) -> Path:
         """Return the file with the checkpoints of an iteration that the next one may start from."""

@@ -11,6 +11,7 @@ The key is a digest of what was found (fileid, size, time of change, span, speak
 new manifest, and only the shards that it falls into are checked again.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,7 +42,7 @@ TRAIN, VALIDATION = "train", "validation"
 PLACE = ("path", "archive")  # the columns that say where a row's audio is
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ManifestStage(Stage):
     """All audio of a run, checked. With `split`, its training and validation parts; else only `everything`."""
 
@@ -49,8 +50,8 @@ class ManifestStage(Stage):
     counted: ClassVar[str] = "files"
     joins_shards: ClassVar[bool] = True
     parent: Path
-    audio: list[Path]
-    validation_audio: list[Path]
+    audio: Sequence[Path]
+    validation_audio: Sequence[Path] = ()
     data: DataSettings
     split: bool = True
 
@@ -196,6 +197,11 @@ class ManifestStage(Stage):
     def validation(self) -> Path:
         """The rows that are held out."""
         return self.folder / "validation.parquet"
+
+    @property
+    def parts(self) -> Mapping[str, Path]:
+        """The rows that are labelled, by part."""
+        return {TRAIN: self.train, VALIDATION: self.validation}
 
     @property
     def rejected(self) -> Path:

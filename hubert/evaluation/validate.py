@@ -33,6 +33,7 @@ from hubert.model.hubert import HuBERTPretrain
 from hubert.settings.sections import TrainSettings, ValidateSettings
 from hubert.training.crops import MASK, ORDER, MicroBatch, read_crops, samples_of
 from hubert.training.masks import span_mask
+from hubert.units.assign import UnitsStage
 from hubert.units.labels import Table
 from hubert.units.statistics import entropy
 
@@ -183,7 +184,7 @@ def score(model: HuBERTPretrain, table: Table, validation: ValidateSettings, tra
     return scores
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ValidateStage(Stage):
     """Score every checkpoint of a training; one shard per checkpoint.
 
@@ -194,17 +195,20 @@ class ValidateStage(Stage):
     name: ClassVar[str] = "validate"
     counted: ClassVar[str] = "checkpoints"
     parent: Path
-    table: Path
-    table_key: str
+    labels: UnitsStage
     checkpoints: Sequence[Mapping[str, Any]]
-    validation: ValidateSettings
     train: TrainSettings
+    validation: ValidateSettings
+
+    @property
+    def _table(self) -> Path:
+        return self.labels.table("validation")
 
     @cached_property
     def _shared(self) -> dict[str, Any]:
         """What is asked of every checkpoint."""
         train = {name: getattr(self.train, name) for name in (*MASK_SETTINGS, "max_seconds")}
-        return {"table": self.table_key, "validation": self.validation.key_settings(), **train}
+        return {"table": self.labels.key, "validation": self.validation.key_settings(), **train}
 
     @property
     def _paths(self) -> dict[str, str]:
@@ -216,7 +220,7 @@ class ValidateStage(Stage):
 
     def inputs(self) -> dict[str, str]:
         weights = digest([[checkpoint["step"], checkpoint["sha256"]] for checkpoint in self.checkpoints])
-        return {"table": self.table_key, "checkpoints": weights}
+        return {"table": self.labels.key, "checkpoints": weights}
 
     def make_plan(self) -> list[Spec]:
         return [
@@ -224,12 +228,12 @@ class ValidateStage(Stage):
         ]
 
     def reads(self) -> list[Path]:
-        return [self.table, *(Path(checkpoint["path"]) for checkpoint in self.checkpoints)]
+        return [self._table, *(Path(checkpoint["path"]) for checkpoint in self.checkpoints)]
 
     def work(self, spec: Spec) -> tuple[list[Path], Figures]:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = HuBERTPretrain.from_pretrained(self._paths[spec["sha256"]]).to(device)
-        return [], dict(score(model, Table(self.table), self.validation, self.train).row())
+        return [], dict(score(model, Table(self._table), self.validation, self.train).row())
 
     def finish(self, receipts: list[Receipt]) -> tuple[list[Path], Figures]:
         plan = self.plan()
@@ -240,7 +244,7 @@ class ValidateStage(Stage):
         ]
         rows = [{**row, "path": self._paths[row["sha256"]]} for row in rows]
         rows.sort(key=lambda row: row["step"])
-        selection = select(Table(self.table), self.validation, self.train)
+        selection = select(Table(self._table), self.validation, self.train)
         shared = ("unigram_entropy", "majority_accuracy", "num_files", "num_frames", "num_masked_frames", "hours")
         figures: Figures = {
             **{name: rows[0][name] for name in shared},

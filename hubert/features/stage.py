@@ -21,6 +21,7 @@ from hubert.core.hashing import digest
 from hubert.core.stage import Figures, Receipt, Spec, Stage
 from hubert.data.manifest import read_parquet, reading, scan_manifest
 from hubert.data.split import manifest_digest, plan_shards, select_sample, shard_digests
+from hubert.data.stage import ManifestStage
 from hubert.features.chunks import ChunkRule, chunking
 from hubert.features.extract import FeatureExtractor, extract
 from hubert.features.frames_file import FrameWriter
@@ -28,24 +29,23 @@ from hubert.features.source import FeatureSource
 from hubert.settings.sections import FeatureSettings, KMeansSettings
 
 
-@dataclass
+@dataclass(kw_only=True)
 class FeaturesStage(Stage):
     """Frames of the k-means sample: some utterances (paper: 10 %), chosen by a hash of seed and fileid."""
 
     name: ClassVar[str] = "features"
     counted: ClassVar[str] = "files"
     parent: Path
-    manifest: Path
+    manifest: ManifestStage
     source: FeatureSource
     features: FeatureSettings
     kmeans: KMeansSettings
-    resample: bool
 
     @cached_property
     def _sample(self) -> pl.DataFrame:
-        with reading(self.manifest, "manifest"):
+        with reading(self.manifest.train, "manifest"):
             return select_sample(
-                scan_manifest(self.manifest),
+                scan_manifest(self.manifest.train),
                 fraction=self.kmeans.sample_fraction,
                 max_hours=self.kmeans.sample_hours,
                 min_files=self.kmeans.min_sample_files,
@@ -58,7 +58,7 @@ class FeaturesStage(Stage):
         return {name: value for name, value in vars(self).items() if name != "_sample"}
 
     def settings(self) -> dict[str, Any]:
-        resample = {"resample": self.resample} if self.resample else {}
+        resample = {"resample": self.manifest.data.resample} if self.manifest.data.resample else {}
         return resample | self._chunking(self._sample)
 
     def _chunking(self, rows: pl.DataFrame) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class FeaturesStage(Stage):
         specs = []
         for (start, end), content in zip(bounds, shard_digests(rows, bounds), strict=True):
             rule = self._chunking(rows[start:end])
-            shared = [self.source.identity, self.resample, *rule.values()]
+            shared = [self.source.identity, self.manifest.data.resample, *rule.values()]
             specs.append({"start": start, "end": end, "digest": digest([content, *shared])})
         return specs
 
@@ -87,12 +87,14 @@ class FeaturesStage(Stage):
         return list(self.tables().values())
 
     def reads(self) -> list[Path]:
-        return [self.manifest, *self.source.files]
+        return [self.manifest.train, *self.source.files]
 
     def work(self, spec: Spec) -> tuple[list[Path], Figures]:
         rows = read_parquet(self.folder / "sample.parquet", self.name)[spec["start"] : spec["end"]]
         extractor = FeatureExtractor(self.source, ChunkRule.of(self.features))
-        pieces = extract(rows, extractor, batch_seconds=self.features.batch_seconds, resample=self.resample)
+        pieces = extract(
+            rows, extractor, batch_seconds=self.features.batch_seconds, resample=self.manifest.data.resample
+        )
         ends = np.cumsum(num_units_of(rows["num_samples"].to_numpy(), self.source.frame_rate)).tolist()
         starts = [0, *ends]
         dtype = torch.float32 if self.source.is_mfcc else torch.float16

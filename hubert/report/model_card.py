@@ -17,7 +17,7 @@ from hubert.model.formats.export import shortcut
 from hubert.report.pages import recipe_as_toml
 from hubert.report.report_data import ReportData
 from hubert.settings.model import ModelConfig
-from hubert.settings.recipe import Recipe
+from hubert.settings.recipe import IterationSettings
 
 _LICENSE = (
     "Not stated. Who publishes this model has to say it: add `license:` to the first lines of this file, and look at the "
@@ -55,7 +55,7 @@ def write_card(
         f"# {name}",
         _introduction(config, is_ours=outcome is not None),
         "## Use",
-        _usage(config, format, outcome, before_residual=_reads_before_residual(outcome, resolved)),
+        _usage(config, format, outcome, before_residual=_reads_before_residual(resolved)),
     ]
     if outcome is not None:
         parts += ["## How it was made", _making(outcome, report, resolved or {})]
@@ -80,11 +80,9 @@ def _introduction(config: ModelConfig, *, is_ours: bool) -> str:
     )
 
 
-def _reads_before_residual(outcome: Outcome | None, resolved: Mapping[str, Any] | None) -> bool:
+def _reads_before_residual(resolved: Mapping[str, Any] | None) -> bool:
     """Return whether the run scored and clusters layers before their residual sum, which other programs do not give."""
-    if outcome is None or resolved is None:
-        return False
-    return Recipe.model_validate(resolved["recipe"]).iteration(outcome.iteration).features.before_residual
+    return resolved is not None and IterationSettings.model_validate(resolved["settings"]).features.before_residual
 
 
 def _usage(config: ModelConfig, format: str, outcome: Outcome | None, *, before_residual: bool) -> str:  # noqa: A002

@@ -46,16 +46,17 @@ def iteration_page(
     from hubert.report.plots.curves import draw_iteration  # matplotlib takes a second to import
 
     resolved, number = data.resolved, data.iteration
+    settings = IterationSettings.model_validate(resolved["settings"])
     return _render(
         "report.html.j2",
         data=data,
         statements=statements,
         plots=draw_iteration(data, stages),
         columns=conclusions.explain_columns([data.row]),
-        asked=asked_for(resolved, number),
-        differences=differences(resolved, number),
+        asked=asked_for(settings),
+        differences=differences(settings, number),
         recipe=recipe_as_toml(resolved),
-        settings=settings_as_toml(resolved, number),
+        settings=settings_as_toml(settings),
         costs=[(None, stage) for stage in data.stages],
         example=None if example is None else example_parts(example, stages.get("quality")),
         progress=progress,
@@ -120,9 +121,8 @@ def example_parts(example: Example, quality: Path | None) -> dict[str, Any]:
 # The recipe -------------------------------------------------------------------------------------------------------
 
 
-def asked_for(resolved: Mapping[str, Any], number: int) -> dict[str, Any]:
+def asked_for(settings: IterationSettings) -> dict[str, Any]:
     """Return what an iteration was asked to do, in a few lines; the settings in full stand elsewhere."""
-    settings = Recipe.model_validate(resolved["recipe"]).iteration(number)
     train, kmeans = settings.train, settings.kmeans
     config = build_config(train.size, train.model)
     size = num_parameters(config, kmeans.num_units)
@@ -139,9 +139,9 @@ def asked_for(resolved: Mapping[str, Any], number: int) -> dict[str, Any]:
     }
 
 
-def differences(resolved: Mapping[str, Any], number: int) -> list[tuple[str, str, str]]:
+def differences(settings: IterationSettings, number: int) -> list[tuple[str, str, str]]:
     """Return (setting, value here, value in the paper's recipe) where the two differ."""
-    here = _flat(Recipe.model_validate(resolved["recipe"]).iteration(number))
+    here = _flat(settings)
     paper = _flat(Recipe().iteration(number))
     return [(name, text.value(value), text.value(paper[name])) for name, value in here.items() if value != paper[name]]
 
@@ -165,9 +165,8 @@ def recipe_as_toml(resolved: Mapping[str, Any]) -> str:
     return tomli_w.dumps(content | ({"iterations": _without_nones(list(iterations))} if iterations else {}))
 
 
-def settings_as_toml(resolved: Mapping[str, Any], number: int) -> str:
+def settings_as_toml(settings: IterationSettings) -> str:
     """Write all settings of an iteration, defaults included."""
-    settings = Recipe.model_validate(resolved["recipe"]).iteration(number)
     return tomli_w.dumps(_without_nones(settings.model_dump(mode="json", by_alias=True)))
 
 

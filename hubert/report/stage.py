@@ -29,7 +29,7 @@ from hubert.report.pages import iteration_page, run_page
 from hubert.report.report_data import ComparisonRow, ReportData, StageRow, find_report
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ReportStage(Stage):
     """The page of one iteration: it shows the stages that it is given, beside the previous iteration."""
 

@@ -1,30 +1,37 @@
-"""What a command on a run goes on with: the recipe, data and teacher that the run was started with, unless told otherwise.
+"""What a command, a form or `prefect deployment run` asks of a run, and what the run's own settings add to it.
 
-Each start of an iteration, by a command or by a flow, leaves its settings in `<run>/itN/resolved.toml`. A command that
-names only the run reads them; `--set`, `--data`, `--teacher` and `--layer` change single things; `--recipe` starts
-anew. A new iteration takes recipe and data over from the one before.
+What is given anew wins; what is not given is taken from the newest `resolved.toml` up to the iteration.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hubert.core.errors import ConfigError
+from hubert.core.errors import ConfigError, DataError
 from hubert.core.paths import RunFolder, demo_corpus_folder, find_recipe
-from hubert.data.demo.corpus import build_demo_corpus
-from hubert.evaluation.checkpoints import FORM
-from hubert.features.source import FeatureSource
-from hubert.runs.pipeline import Iteration
-from hubert.runs.resolve import check_number, resolve, settle_codebook
-from hubert.runs.resolved import Resolved
-from hubert.settings.recipe import Recipe, apply_overrides, build_recipe, parse_override, read_recipe
-from hubert.training.init import settle_init
+from hubert.settings.recipe import Recipe, change_recipe, read_recipe
+
+if TYPE_CHECKING:
+    from hubert.runs.resolved import Resolved
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What the options of a command ask for; what is empty was not given."""
+class RunOptions:
+    """What is asked of a run; what is empty was not given, and `hubert.runs.resolve` takes it from the run's own settings.
+
+    Attributes:
+        run: name or path of the run.
+        iteration: number from 1; None: the newest that was begun.
+        recipe: name or path of the recipe; starts the settings anew.
+        data: folder of audio, archive or manifest; empty for a new run: the corpus that the recipe makes.
+        teacher: checkpoint whose layer is clustered: `RUN/it1`, `RUN/it1/step-00000400`, its folder or file, a Hugging Face
+            id or a URL; empty: the previous iteration's outcome (MFCC in iteration 1). With one, no earlier iteration is
+            needed.
+        layer: layer of the teacher, from 1; None: the one that the teacher's run chose.
+        overrides: settings that win over the recipe, as nested tables or by dotted names.
+        extend: continue a finished training to more steps.
+    """
 
     run: str
     iteration: int | None = None
@@ -32,107 +39,67 @@ class Wishes:
     data: str = ""
     teacher: str = ""
     layer: int | None = None
-    overrides: Sequence[str] = ()
+    overrides: Mapping[str, Any] = field(default_factory=dict)
     extend: bool = False
 
     @property
-    def change_nothing(self) -> bool:
-        """Whether the run's name and number are all that was given."""
+    def changes_nothing(self) -> bool:
+        """Whether the run, the iteration and `extend` are all that was given."""
         return not (self.recipe or self.data or self.teacher or self.layer is not None or self.overrides)
 
 
-def settle(wishes: Wishes) -> Resolved:
-    """Return what an iteration does, and write it down if anything was asked for.
-
-    The iteration is the newest that was begun, if no number is given.
+def find_settings(options: RunOptions) -> "tuple[int, Resolved | None]":
+    """Return the number of the iteration that the options mean, and the newest settings up to it; None for a new run.
 
     Raises:
-        ConfigError: the run is new and recipe or data are not given, or something asked for is wrong.
+        ConfigError: the number is below 1.
+        DataError: the settings are damaged, and recipe and data are not both given.
     """
-    folder = RunFolder.of(wishes.run)
+    folder = RunFolder.of(options.run)
     begun = [number for number in folder.iterations() if folder.settings(number).exists()]
-    number = max(begun, default=1) if wishes.iteration is None else wishes.iteration
-    check_number(number)
-    before = [other for other in begun if other <= number]
-    starts_anew = bool(wishes.recipe and wishes.data)  # then a damaged file is not needed
-    remembered = Resolved.load(folder.settings(max(before))) if before and not starts_anew else None
-    if remembered is not None and remembered.number == number and wishes.change_nothing:
-        return remembered.model_copy(update={"extend": wishes.extend})
-    overrides = dict(parse_override(text) for text in wishes.overrides)
-    if wishes.recipe:
-        name, recipe = wishes.recipe, read_recipe(find_recipe(wishes.recipe), overrides)
-    elif remembered is not None:
-        name, recipe = remembered.recipe_name, change_recipe(remembered.recipe, overrides)
-    else:
-        raise ConfigError(
-            f"run {wishes.run!r} is new ({folder.root} holds no settings up to iteration {number}), so say what it is: "
-            "`--recipe` (a name in deployments/recipes, or a TOML file) and `--data` (a folder of audio)"
-        )
-    if remembered is not None and remembered.number == number and not wishes.recipe and not wishes.teacher:
-        resolved = _change(remembered, recipe, wishes)
-    else:
-        resolved = resolve(
-            wishes.run,
-            name,
-            wishes.data or (remembered.data if remembered else "") or corpus_of(name, recipe),
-            iteration=number,
-            teacher=wishes.teacher,
-            layer=wishes.layer,
-            extend=wishes.extend,
-            settings=recipe,
-        )
-    # `extend` is for one command: a later one must not lengthen a training because this one did.
-    resolved.model_copy(update={"extend": False}).remember()
-    return resolved
+    number = max(begun, default=1) if options.iteration is None else options.iteration
+    if number < 1:
+        raise ConfigError(f"iteration {number}: iterations count from 1")
+    newest = max((other for other in begun if other <= number), default=None)
+    if newest is None:
+        return number, None
+    from hubert.runs.resolved import Resolved  # imports torch, which a new run's check does without
+
+    try:
+        return number, Resolved.load(folder.settings(newest))
+    except DataError:
+        if not (options.recipe and options.data):
+            raise
+        return number, None  # all of it is given anew, so a damaged file is not needed
 
 
-def _change(remembered: Resolved, recipe: Recipe, wishes: Wishes) -> Resolved:
-    """Change single things of an iteration that was begun; its teacher stays."""
-    source, chosen, chosen_by = FeatureSource(**remembered.source), remembered.chosen, remembered.chosen_by
-    if not source.is_mfcc:
-        layer = source.layer if wishes.layer is None else wishes.layer
-        if layer != source.layer:
-            chosen, chosen_by = f"given: layer {layer}", FORM
-        features = recipe.iteration(remembered.number).features
-        source = FeatureSource.of_layer(Path(source.checkpoint), source.sha256, layer, features, name=source.name)
-    elif wishes.layer is not None:
-        raise ConfigError(
-            f"layer {wishes.layer} was given, but iteration {remembered.number} clusters MFCCs; give `--teacher` too"
-        )
-    data = Path(wishes.data or remembered.data).expanduser().resolve()
-    if not data.exists():
-        raise ConfigError(
-            f"data {str(data)!r}: expected a folder of audio, an archive or a manifest; it does not exist"
-        )
-    changes: dict[str, Any] = {"recipe": recipe, "data": str(data), "source": source.record}
-    changes |= {"chosen": chosen, "chosen_by": chosen_by}
-    settings = recipe.iteration(remembered.number)
-    changes["init"] = settle_init(settings.train, remembered.init)
-    changes["codebook"] = settle_codebook(settings.kmeans, source, data, remembered.codebook)
-    changed = remembered.model_copy(update={**changes, "extend": wishes.extend})
-    Iteration(changed).check_paths()
-    return changed
+def read_request(options: RunOptions) -> tuple[str, Recipe, Path | None]:
+    """Return the name of the recipe, its content with the overrides, and where the data are.
 
-
-def change_recipe(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:
-    """Lay overrides over a recipe that was read before.
+    The place is None where the recipe brings its own corpus, which is made when the run starts.
 
     Raises:
-        ConfigError: unknown names or impossible values.
+        ConfigError: recipe or data are missing or wrong, or a new run does not name them.
     """
-    tables = recipe.model_dump(mode="json", exclude={"sections", "iterations"})
-    tables |= {**recipe.sections, "iterations": list(recipe.iterations)}
-    if "preset" in overrides:
-        del tables["preset_sections"]  # of the preset before; without it they are read by the new name
-    return build_recipe(apply_overrides(tables, overrides), where="--set")
-
-
-def corpus_of(name: str, recipe: Recipe) -> str:
-    """Make the corpus of a recipe that brings its own, and return its folder.
-
-    Raises:
-        ConfigError: the recipe needs data from outside.
-    """
-    if recipe.corpus != "demo":
-        raise ConfigError(f"recipe {name!r} needs `--data`: a folder of audio, an archive or a manifest")
-    return str(build_demo_corpus(demo_corpus_folder()))
+    number, before = find_settings(options)
+    if options.recipe:
+        name, recipe = options.recipe, read_recipe(find_recipe(options.recipe), options.overrides)
+    elif before is not None:
+        name, recipe = before.recipe_name, change_recipe(before.recipe, options.overrides)
+    else:
+        raise ConfigError(
+            f"run {options.run!r} is new ({RunFolder.of(options.run).root} holds no settings up to iteration {number}), so say "
+            "what it is: `--recipe` (a name in deployments/recipes, or a TOML file) and `--data` (a folder of audio)"
+        )
+    own = demo_corpus_folder()
+    data = options.data or (before.data if before else "")
+    if recipe.corpus == "demo" and not options.data and Path(data or own).name == own.name:
+        return name, recipe, None
+    if not data:
+        raise ConfigError(f"recipe {name!r} needs `data` (`--data`): a folder of audio, an archive or a manifest")
+    location = Path(data).expanduser().resolve()
+    if not location.exists():
+        raise ConfigError(
+            f"data {data!r}: expected a folder of audio, an archive or a manifest; {location} does not exist"
+        )
+    return name, recipe, location

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hubert.core.errors import ConfigError
+from hubert.core.files import read_json, write_record
 from hubert.core.paths import RunFolder
 from hubert.core.stage import Stage
 from hubert.data.stage import ManifestStage
@@ -23,13 +24,12 @@ from hubert.evaluation.checkpoints import Checkpoint, build_checkpoints
 from hubert.evaluation.choice import Outcome
 from hubert.evaluation.quality.stage import QualityStage
 from hubert.evaluation.validate import ValidateStage
-from hubert.features.chunks import ChunkRule
 from hubert.features.source import FeatureSource
 from hubert.features.stage import FeaturesStage
 from hubert.report.stage import ReportStage
 from hubert.runs.resolved import Resolved
 from hubert.settings.recipe import IterationSettings
-from hubert.training.init import FRESH
+from hubert.settings.stages import EVALUATED, STAGES
 from hubert.training.stage import TrainStage
 from hubert.units.assign import UnitsStage
 from hubert.units.kmeans import KMeansStage
@@ -46,15 +46,15 @@ class Iteration:
         """The run's folder."""
         return RunFolder(Path(self.resolved.run))
 
-    @cached_property
+    @property
     def settings(self) -> IterationSettings:
         """The merged settings of this iteration."""
-        return self.resolved.recipe.iteration(self.resolved.number)
+        return self.resolved.settings
 
-    @cached_property
+    @property
     def source(self) -> FeatureSource:
         """What this iteration clusters."""
-        return FeatureSource(**self.resolved.source)
+        return self.resolved.source
 
     @property
     def number(self) -> int:
@@ -70,72 +70,60 @@ class Iteration:
     def manifest(self) -> ManifestStage:
         """All audio, checked, split into training and validation."""
         data = self.settings.data
-        return ManifestStage(self.folder.root, self._paths(data.audio), self._paths(data.validation), data)
+        return ManifestStage(
+            parent=self.folder.root,
+            audio=self._paths(data.audio),
+            validation_audio=self._paths(data.validation),
+            data=data,
+        )
 
     @cached_property
     def features(self) -> FeaturesStage:
         """Frames of the k-means sample."""
         stage = FeaturesStage(
-            self.home,
-            self.manifest.train,
-            self.source,
-            self.settings.features,
-            self.settings.kmeans,
-            self.settings.data.resample,
+            parent=self.home,
+            manifest=self.manifest,
+            source=self.source,
+            features=self.settings.features,
+            kmeans=self.settings.kmeans,
         )
         # A pruned sample will do where the codebook is there; another codebook needs the frames again.
-        stage.accepts_pruned = self._codebook([], stage.key).done() is not None
+        stage.accepts_pruned = self._codebook(stage).done() is not None
         return stage
 
     @cached_property
     def kmeans(self) -> KMeansStage:
         """The codebook."""
-        return self._codebook(self.features.shards(), self.features.key)
+        return self._codebook(self.features)
 
-    def _codebook(self, shards: list[Path], features_key: str) -> KMeansStage:
-        kmeans, chunks = self.settings.kmeans, ChunkRule.of(self.settings.features)
-        return KMeansStage(self.home, shards, features_key, self.source, kmeans, self.resolved.codebook, chunks)
+    def _codebook(self, sample: FeaturesStage) -> KMeansStage:
+        return KMeansStage(parent=self.home, sample=sample, kmeans=self.settings.kmeans, given=self.resolved.codebook)
 
     @cached_property
     def units(self) -> UnitsStage:
         """Units of every file."""
-        return UnitsStage(
-            self.home,
-            {"train": self.manifest.train, "validation": self.manifest.validation},
-            self.manifest.key,
-            self.source,
-            self.kmeans.path,
-            self.kmeans.codebook_key,
-            self.settings.features,
-            self.settings.units,
-            self.settings.data.resample,
-        )
+        return UnitsStage(parent=self.home, manifest=self.manifest, codebook=self.kmeans, units=self.settings.units)
 
     @cached_property
     def train(self) -> TrainStage:
         """Masked prediction of the units."""
-        units = self.units
         return TrainStage(
-            self.home,
-            table=units.table("train"),
-            table_key=units.key,
-            num_units=self.settings.kmeans.num_units,
+            parent=self.home,
+            labels=self.units,
             train=self.settings.train,
+            init=self.resolved.init,
             extend=self.resolved.extend,
-            init=self.resolved.init.get("checkpoint", FRESH),
-            init_sha256=self.resolved.init.get("sha256", ""),
         )
 
     @cached_property
     def validate(self) -> ValidateStage:
         """Losses of every checkpoint on the same crops and masks."""
         return ValidateStage(
-            self.home,
-            table=self.units.table("validation"),
-            table_key=self.units.key,
+            parent=self.home,
+            labels=self.units,
             checkpoints=self.train.checkpoints(),
-            validation=self.settings.validation,
             train=self.settings.train,
+            validation=self.settings.validation,
         )
 
     @cached_property
@@ -149,14 +137,12 @@ class Iteration:
         if self.abx_manifest is None or self.settings.abx.item is None:
             return None
         return ABXStage(
-            self.home,
-            manifest=self.abx_manifest.everything,
-            manifest_key=self.abx_manifest.key,
+            parent=self.home,
+            manifest=self.abx_manifest,
             item=self._path(self.settings.abx.item),
             checkpoints=self.scored_checkpoints(),
             abx=self.settings.abx,
             features=self.settings.features,
-            resample=self.settings.data.resample,
         )
 
     @cached_property
@@ -173,18 +159,14 @@ class Iteration:
         if self.quality_manifest is None or self.settings.quality.alignments is None:
             return None
         return QualityStage(
-            self.home,
-            manifest=self.quality_manifest.everything,
-            manifest_key=self.quality_manifest.key,
+            parent=self.home,
+            manifest=self.quality_manifest,
             alignments=self._path(self.settings.quality.alignments),
-            source=self.source,
-            codebook=self.kmeans.path,
-            codebook_key=self.kmeans.codebook_key,
+            codebook=self.kmeans,
             checkpoint=self.best_checkpoint(),
+            # A layer is measured by as many units as the next iteration would cluster it into.
             num_units=self.resolved.recipe.iteration(self.number + 1).kmeans.num_units,
             quality=self.settings.quality,
-            features=self.settings.features,
-            resample=self.settings.data.resample,
         )
 
     @property
@@ -197,7 +179,7 @@ class Iteration:
     def report(self) -> ReportStage:
         """The iteration's page."""
         return ReportStage(
-            self.home,
+            parent=self.home,
             run_folder=self.folder.root,
             number=self.number,
             resolved=self.resolved.model_dump(mode="json"),
@@ -206,18 +188,22 @@ class Iteration:
             alignments=self.alignments,
         )
 
+    def begin[Started: Stage](self, stage: Started) -> Started:
+        """Note a stage's folder in `stages.json`, from where `hubert report` finds it without the corpus; return the stage.
+
+        If it has another folder than before, the stages after it will have others too, so they are struck out.
+        """
+        path, folder = self.folder.stages(self.number), stage.folder.relative_to(self.folder.root).as_posix()
+        noted: dict[str, str] = read_json(path) or {}
+        if noted.get(stage.name) != folder:
+            order = list(STAGES)
+            earlier = order[: order.index(stage.name)]
+            write_record(path, {name: noted[name] for name in earlier if name in noted} | {stage.name: folder})
+        return stage
+
     def evaluated(self) -> list[Stage]:
         """Return all stages that come before the report."""
-        stages = [
-            self.manifest,
-            self.features,
-            self.kmeans,
-            self.units,
-            self.train,
-            self.validate,
-            self.abx,
-            self.quality,
-        ]
+        stages: list[Stage | None] = [getattr(self, name) for name in EVALUATED]
         return [stage for stage in stages if stage is not None]
 
     def best_checkpoint(self) -> dict[str, Any]:
@@ -279,4 +265,4 @@ class Iteration:
     def _extra_manifest(self, names: Sequence[str]) -> ManifestStage:
         # Items and alignments name whole files, and know their speakers.
         data = self.settings.data.model_copy(update={"max_segment_seconds": None, "speaker": "none"})
-        return ManifestStage(self.folder.root, self._paths(names), [], data, split=False)
+        return ManifestStage(parent=self.folder.root, audio=self._paths(names), data=data, split=False)

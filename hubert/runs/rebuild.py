@@ -15,7 +15,7 @@ from hubert.core.files import read_json, write_text
 from hubert.core.paths import RunFolder
 from hubert.evaluation.choice import Outcome, read_outcome
 from hubert.report import conclusions
-from hubert.report.facts.collect import STAGES, collect
+from hubert.report.facts.collect import collect
 from hubert.report.facts.example import find_example
 from hubert.report.pages import iteration_page
 from hubert.report.report_data import ReportData, find_report
@@ -23,6 +23,7 @@ from hubert.report.stage import ReportStage, summarise_run
 from hubert.runs.pipeline import Iteration
 from hubert.runs.resolved import Resolved
 from hubert.runs.status import Chain, StageStatus, read_folder
+from hubert.settings.stages import EVALUATED, STAGES
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def write_report(
 ) -> Path:
     """Write the report of a finished iteration; return its page."""
     stage = ReportStage(
-        folder.iteration(number),
+        parent=folder.iteration(number),
         run_folder=folder.root,
         number=number,
         resolved=resolved.model_dump(mode="json"),
@@ -125,7 +126,7 @@ def settings_of(folder: RunFolder, number: int) -> Resolved | None:
 
 
 def find_stages(folder: RunFolder, number: int, resolved: Resolved, outcome: Outcome | None) -> dict[str, Path]:
-    """Return the folder of each stage that was begun: those of the report, else by the keys, else the newest ones."""
+    """Return the folder of each stage that was begun: those of the report, else by the keys, else as they were noted."""
     report = find_report(folder, number)
     if report is not None and outcome is not None and report[1].outcome == outcome:
         keys = (read_json(report[0].parent / "done.json") or {}).get("inputs", {})
@@ -134,9 +135,12 @@ def find_stages(folder: RunFolder, number: int, resolved: Resolved, outcome: Out
             return found
     try:
         known = {name: stage for name, stage, _ in Chain(Iteration(resolved)).known() if stage is not None}
+        found = {name: known[name].folder for name in EVALUATED if name in known}
     except HubertError:  # the corpus is gone, so that the manifest's key is not known
-        return _newest(folder, number, outcome)
-    return {name: known[name].folder for name in STAGES if name in known and known[name].folder.is_dir()}
+        noted = read_json(folder.stages(number)) or {}
+        found = {name: folder.root / noted[name] for name in EVALUATED if name in noted}
+        found = found or _without_notes(folder, number, outcome)
+    return {name: path for name, path in found.items() if path.is_dir()}
 
 
 def _folder_of(folder: RunFolder, number: int, name: str, key: str) -> Path:
@@ -144,37 +148,34 @@ def _folder_of(folder: RunFolder, number: int, name: str, key: str) -> Path:
     return home / f"{name}-{key[:8]}"
 
 
-def _newest(folder: RunFolder, number: int, outcome: Outcome | None) -> dict[str, Path]:
-    """Return the newest folder of each stage; from training to manifest those that the keys lead back to."""
+def _without_notes(folder: RunFolder, number: int, outcome: Outcome | None) -> dict[str, Path]:
+    """Return the folders that are certain in a run of an older version: the only one of a stage, and where keys lead."""
     found: dict[str, Path] = {}
-    for name in STAGES:
+    for name in EVALUATED:
         home = folder.root if name == "manifest" else folder.iteration(number)
         folders = [path for path in home.glob(f"{name}-*") if re.fullmatch(rf"{name}-[0-9a-f]{{8}}", path.name)]
         folders = [path for path in folders if name != "manifest" or (path / "train.parquet").exists()]
-        if folders:
-            found[name] = max(folders, key=lambda path: path.stat().st_mtime)
+        if len(folders) == 1:
+            found[name] = folders[0]
     if outcome is not None:
         found["train"] = folder.iteration(number) / Path(outcome.checkpoint).parent.name
     for name, source, key in (("train", "units", "table"), ("units", "manifest", "manifest")):
         inputs = (read_json(found[name] / "plan.json") or {}).get("inputs", {}) if name in found else {}
         if key in inputs:
             found[source] = _folder_of(folder, number, source, inputs[key])
-    return {name: path for name, path in found.items() if path.is_dir()}
+    return found
 
 
 def is_whole(stages: Mapping[str, Path]) -> bool:
     """Say whether every stage that a report needs is finished. ABX and quality are there if the recipe has them."""
-    needed = {*STAGES[:6], *stages}
+    needed = {name for name in EVALUATED if not STAGES[name].setting} | {*stages}
     return all(name in stages and (stages[name] / "done.json").exists() for name in needed)
 
 
 def progress_of(stages: Mapping[str, Path], resolved: Resolved) -> list[StageStatus]:
     """Return the state of every stage that the recipe has, those that were not begun too."""
-    settings: Any = Iteration(resolved).settings
-    left_out = {"abx": not settings.abx.item, "quality": not settings.quality.alignments}
-    rows = [
+    return [
         read_folder(stages[name], name) if name in stages else StageStatus(name, "missing")
-        for name in STAGES
-        if not left_out.get(name, False)
+        for name, entry in STAGES.items()
+        if entry.is_in(resolved.settings)
     ]
-    return [*rows, StageStatus("report", "missing")]

@@ -1,102 +1,88 @@
-"""What an iteration will do, settled before anything starts, written down once, and obeyed by every retry.
+"""From what a person asked for to what an iteration does: settled before anything starts, and obeyed by every retry.
 
-`resolve` turns what a person asked for into `Resolved`: settings, teacher and layer, starting weights, codebook. Names are
-looked up here; from then on a model or codebook is known by its path and the hash of its content.
+Each start of an iteration, by a command or by a flow, leaves its settings in `<run>/itN/resolved.toml`. What is given anew
+wins; what is not given is taken from there, else from the newest iteration before. A recipe starts the settings anew.
+Names are looked up here; from then on a model or codebook is known by its path and the hash of its content.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from hubert.core.errors import ConfigError, DataError
-from hubert.core.paths import RunFolder, find_recipe
+from hubert.core.errors import ConfigError
+from hubert.core.paths import RunFolder, demo_corpus_folder
+from hubert.data.demo.corpus import build_demo_corpus
 from hubert.evaluation.checkpoints import FORM, SERVICE, Pick, default_pick, find_run_checkpoint
 from hubert.evaluation.choice import read_outcome
 from hubert.features.source import FeatureSource
 from hubert.model.weights import find_origin
+from hubert.runs.options import RunOptions, find_settings, read_request
 from hubert.runs.pipeline import Iteration
 from hubert.runs.resolved import Resolved
-from hubert.settings.recipe import IterationSettings, Recipe, read_recipe
-from hubert.settings.sections import KMeansSettings
+from hubert.settings.recipe import IterationSettings
 from hubert.training.init import settle_init
-from hubert.units.codebook import read_given
+from hubert.units.codebook import settle_codebook
+
+Chosen = tuple[FeatureSource, str, str]  # what is clustered, why, and who chose it
 
 
 def resolve(
-    run: str,
-    recipe: str,
-    data: str,
+    options: RunOptions,
     *,
-    iteration: int | None = None,
-    teacher: str = "",
-    layer: int | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    extend: bool = False,
-    settings: Recipe | None = None,
-    pick: Pick | None = None,
+    choose_teacher: Callable[[RunFolder, int], Pick | None] = lambda folder, number: None,  # noqa: ARG005
+    make_corpus: Callable[[Path], Path] = build_demo_corpus,
 ) -> Resolved:
     """Settle what an iteration will do, before anything starts.
 
     Args:
-        run: name or path of the run.
-        recipe: name or path of the recipe.
-        data: the data folder (or audio folder, archive, manifest).
-        iteration: number from 1; None: the first one that is not finished.
-        teacher: checkpoint whose layer is clustered: `RUN/it1`, `RUN/it1/step-00000400`, its folder or file, a Hugging Face
-            id or a URL; empty: the previous iteration's outcome (MFCC in iteration 1). With one, no earlier iteration is
-            needed.
-        layer: layer of the teacher, from 1; None: the one that the teacher's run chose.
-        overrides: settings that win over the recipe.
-        extend: continue a finished training to more steps.
-        settings: the recipe's content where it is known already (with the overrides); then no file is read.
-        pick: a checkpoint that was looked up already, in the place of `teacher`.
+        options: what is asked for.
+        choose_teacher: asked for the choice of a person, with the run's folder and the iteration's number; it wins over
+            the teacher of the options, whose name it may have looked up. None: nobody chose.
+        make_corpus: makes the speech of a recipe that brings its own, in a folder, and returns that.
 
     Raises:
         ConfigError: a setting, the data, the teacher or the previous iteration's outcome is missing or contradictory.
     """
-    folder = RunFolder.of(run)
-    settings = settings or read_recipe(find_recipe(recipe), overrides)
-    location = Path(data).expanduser().resolve()
-    if not data or not location.exists():
-        raise ConfigError(f"data {data!r}: expected a folder of audio, an archive or a manifest; it does not exist")
-    number = first_unfinished(folder) if iteration is None else iteration
-    check_number(number)
-    own = settings.iteration(number)
-    source, chosen, chosen_by = choose_source(folder, number, own, teacher=teacher, layer=layer, pick=pick)
-    before = remembered(folder, number)
+    folder = RunFolder.of(options.run)
+    number, before = find_settings(options)
+    own = before if before is not None and before.number == number else None
+    name, recipe, data = read_request(options)
+    settings = recipe.iteration(number)
+    pick = choose_teacher(folder, number)
+    if own is None or options.recipe or options.teacher or pick is not None:
+        source, chosen, chosen_by = choose_source(folder, number, settings, options, pick)
+    else:
+        source, chosen, chosen_by = keep_source(own, settings, options.layer)
+    location = data or make_corpus(demo_corpus_folder())
     resolved = Resolved(
         run=str(folder.root),
         number=number,
         data=str(location),
-        recipe=settings,
-        recipe_name=recipe,
-        source=source.record,
+        recipe=recipe,
+        recipe_name=name,
+        settings=settings,
+        source=source,
         chosen=chosen,
         chosen_by=chosen_by,
-        init=settle_init(own.train, before.init if before else None),
-        codebook=settle_codebook(own.kmeans, source, location, before.codebook if before else None),
-        extend=extend,
+        init=settle_init(settings.train, own.init if own else None),
+        codebook=settle_codebook(settings.kmeans, source, location, own.codebook if own else None),
+        extend=options.extend,
     )
     Iteration(resolved).check_paths()
     return resolved
 
 
-def remembered(folder: RunFolder, number: int) -> Resolved | None:
-    """Return what an iteration did so far; None if it was not begun, or the file that said it is damaged."""
-    try:
-        return Resolved.load(folder.settings(number))
-    except DataError:
-        return None
-
-
-def check_number(number: int) -> None:
-    """Refuse an iteration below 1.
+def settle(options: RunOptions) -> Resolved:
+    """Return what an iteration does, for a command, and write it down if the options change anything.
 
     Raises:
-        ConfigError: it is.
+        ConfigError: as `resolve`; then nothing is written.
     """
-    if number < 1:
-        raise ConfigError(f"iteration {number}: iterations count from 1")
+    number, before = find_settings(options)
+    if before is not None and before.number == number and options.changes_nothing:
+        return before.model_copy(update={"extend": options.extend})
+    resolved = resolve(options)
+    resolved.remember()
+    return resolved
 
 
 def first_unfinished(folder: RunFolder) -> int:
@@ -107,53 +93,23 @@ def first_unfinished(folder: RunFolder) -> int:
     return number
 
 
-def settle_codebook(
-    kmeans: KMeansSettings, source: FeatureSource, data: Path, before: Mapping[str, str] | None = None
-) -> dict[str, str]:
-    """Look up the codebook that the recipe names: its name, path and the digest of its content; none if it is fitted.
-
-    Args:
-        kmeans: the settings.
-        source: what is clustered.
-        data: a relative name is relative to it, or to its folder if it is a file.
-        before: what an earlier call returned. If the file has gone since, that still holds: a finished stage has its content.
-
-    Raises:
-        ConfigError: there is no such file.
-        DataError: it is no codebook, or does not fit the settings or what is clustered.
-    """
-    name = kmeans.codebook
-    if not name:
-        return {}
-    path = (data if data.is_dir() else data.parent) / Path(name).expanduser()
-    if not path.exists():
-        if before and before["name"] == name:
-            return dict(before)
-        raise ConfigError(
-            f"kmeans.codebook = {name!r}: {path} does not exist; expected a codebook of ours, which `hubert codebook import` "
-            "makes of others"
-        )
-    codebook = read_given(path, kmeans.num_units, source)
-    return {"name": name, "path": str(path), "digest": codebook.content_digest}
+# What is clustered ------------------------------------------------------------------------------------------------
 
 
 def choose_source(
-    folder: RunFolder,
-    number: int,
-    settings: IterationSettings,
-    *,
-    teacher: str,
-    layer: int | None,
-    pick: Pick | None = None,
-) -> tuple[FeatureSource, str, str]:
-    """Settle what an iteration clusters, and say why and who chose: a given teacher, the previous outcome, or MFCC."""
+    folder: RunFolder, number: int, settings: IterationSettings, options: RunOptions, pick: Pick | None
+) -> Chosen:
+    """Return what an iteration clusters: a person's choice, the given teacher, the previous outcome, or MFCC.
+
+    Raises:
+        ConfigError: the teacher or its layer does not exist, or the previous iteration is not finished.
+    """
+    teacher, layer = options.teacher, options.layer
     if pick is None and teacher:
-        pick = find_run_checkpoint(teacher)
-    if pick is None and teacher:
-        pick = find_given(teacher, layer)
+        pick = find_run_checkpoint(teacher) or find_given(teacher, layer)
     if pick is None and number == 1:
         if layer is not None:
-            raise ConfigError(f"layer {layer} was given for iteration 1 without a teacher; iteration 1 clusters MFCCs")
+            raise _no_teacher(number, layer)
         return FeatureSource(), "iteration 1 starts from MFCC", SERVICE
     if pick is None:
         pick = default_pick(folder, number - 1)
@@ -162,6 +118,34 @@ def choose_source(
         Path(taken.checkpoint), taken.sha256, taken.layer, settings.features, name=taken.name
     )
     return source, taken.why, pick.by if taken == pick else FORM
+
+
+def keep_source(own: Resolved, settings: IterationSettings, layer: int | None) -> Chosen:
+    """Return what an iteration that was begun clusters, perhaps another layer of it; its teacher stays.
+
+    Raises:
+        ConfigError: it clusters MFCCs and a layer was given, or the teacher has no such layer.
+    """
+    source = own.source
+    if source.is_mfcc:
+        if layer is not None:
+            raise _no_teacher(own.number, layer)
+        return source, own.chosen, own.chosen_by
+    changed = layer is not None and layer != source.layer
+    kept = FeatureSource.of_layer(
+        Path(source.checkpoint),
+        source.sha256,
+        source.layer if layer is None else layer,
+        settings.features,
+        name=source.name,
+    )
+    return (kept, f"given: layer {layer}", FORM) if changed else (kept, own.chosen, own.chosen_by)
+
+
+def _no_teacher(number: int, layer: int) -> ConfigError:
+    return ConfigError(
+        f"layer {layer} was given, but iteration {number} clusters MFCCs, which have no layers; give a teacher too"
+    )
 
 
 def find_given(teacher: str, layer: int | None) -> Pick:

@@ -1,4 +1,4 @@
-"""What one iteration will do, as it is written down: settings, teacher, starting weights, codebook."""
+"""What one iteration will do, as it is written down: settings, features, starting weights, codebook."""
 
 import tomllib
 from collections.abc import Mapping
@@ -6,44 +6,71 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import Field, ValidationError
+from pydantic import ValidationError, field_serializer, model_validator
 
 from hubert.core.errors import DataError
 from hubert.core.files import atomic_write, seal, unseal, write_record
 from hubert.core.paths import RunFolder
 from hubert.evaluation.checkpoints import SERVICE
-from hubert.settings.recipe import Recipe
+from hubert.features.source import FeatureSource
+from hubert.settings.recipe import IterationSettings, Recipe
 from hubert.settings.sections import Section, explain
+from hubert.training.init import InitialWeights
+from hubert.units.codebook import GivenCodebook
 
 SAY_AGAIN = "Fix: say `--recipe R --data D` as at the start; what was done with the same settings is found again"
 
 
 class Resolved(Section):
-    """What one iteration of a run will do: nothing is looked up again after this."""
+    """What one iteration of a run will do: nothing is merged or looked up again after this.
+
+    `settings` are the merged ones of this iteration. `recipe` stays beside them, as later options change it and the next
+    iteration takes it over.
+    """
 
     run: str
     number: int
     data: str
     recipe: Recipe
     recipe_name: str
-    source: dict[str, Any]
+    settings: IterationSettings
+    source: FeatureSource
     chosen: str
     chosen_by: str = SERVICE
-    init: dict[str, Any] = Field(default_factory=dict)
-    codebook: dict[str, str] = Field(default_factory=dict)
+    init: InitialWeights | None = None
+    codebook: GivenCodebook | None = None
     extend: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older_layout(cls, content: Any) -> Any:
+        """Fill in what older versions did not write: the merged settings. They wrote empty tables for None."""
+        if not isinstance(content, Mapping):
+            return content
+        content = {**content, "init": content.get("init") or None, "codebook": content.get("codebook") or None}
+        if "settings" not in content and {"recipe", "number"} <= content.keys():
+            content["settings"] = Recipe.model_validate(content["recipe"]).iteration(content["number"])
+        return content
+
+    @field_serializer("settings")
+    def _differing(self, settings: IterationSettings) -> dict[str, Any]:
+        """Write what differs from the defaults: a file with all of them would not survive the removal of a setting."""
+        return settings.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
     def save(self, path: Path) -> None:
-        """Write the settings as TOML."""
+        """Write the content as TOML."""
         content = seal(self.model_dump(mode="json", exclude_none=True))
         with atomic_write(path) as temporary:
             temporary.write_text(tomli_w.dumps(content))
 
     def remember(self) -> None:
-        """Write down in the run's folder what this iteration does, and what it starts from."""
+        """Write down in the run's folder what this iteration does, and what it starts from.
+
+        `extend` is for one start: a later one must not lengthen a training because this one did.
+        """
         folder = RunFolder(Path(self.run))
-        self.save(folder.settings(self.number))
-        choice = {"source": self.source, "why": self.chosen, "by": self.chosen_by}
+        self.model_copy(update={"extend": False}).save(folder.settings(self.number))
+        choice = {"source": self.source.record, "why": self.chosen, "by": self.chosen_by}
         write_record(folder.choice(self.number), choice)
 
     @classmethod

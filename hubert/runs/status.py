@@ -5,7 +5,7 @@ are done (a key needs the keys of its inputs), so `Chain` asks each stage only w
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,22 +20,12 @@ from hubert.core.text import align
 from hubert.evaluation.choice import Outcome, read_outcome
 from hubert.runs.pipeline import Iteration
 from hubert.runs.resolved import Resolved
+from hubert.settings.stages import EXTRA_MANIFESTS, STAGES
 from hubert.training.folder import read_metrics
 from hubert.training.launch import find_running, unfinished_job
 
-NEEDS: Mapping[str, tuple[str, ...]] = {
-    "manifest": (),
-    "features": ("manifest",),
-    "kmeans": ("features",),
-    "units": ("kmeans",),
-    "train": ("units",),
-    "validate": ("train",),
-    "abx": ("validate",),
-    "quality": ("validate",),
-    "report": ("abx", "quality"),
-}
-EXTRA = ("abx_manifest", "quality_manifest")  # the audio of the evaluation has manifests of its own
-SHOWN = (*list(NEEDS)[:6], "abx_manifest", "abx", "quality_manifest", "quality", "report")
+# As it is shown: the manifest of its audio before an optional stage.
+SHOWN = tuple(one for name in STAGES for one in (EXTRA_MANIFESTS.get(name), name) if one)
 
 State = Literal["done", "running", "partial", "missing", "not in the recipe"]
 
@@ -49,7 +39,7 @@ class Chain:
 
     def missing(self, name: str) -> str | None:
         """Return the first unfinished stage that `name` needs; None if all of them are done."""
-        for need in NEEDS.get(name, ()):
+        for need in STAGES[name].needs if name in STAGES else ():
             missing = self.missing(need)
             if missing is not None:
                 return missing
@@ -71,7 +61,7 @@ class Chain:
 
     def known(self) -> Iterator[tuple[str, Stage | None, Figures | None]]:
         """Yield name, stage and `done.json` of all stages whose needs are done, those for the audio of the evaluation too."""
-        for name in (*NEEDS, *EXTRA):
+        for name in (*STAGES, *EXTRA_MANIFESTS.values()):
             if self.missing(name) is None:
                 yield name, *self.find(name)
 
@@ -162,12 +152,14 @@ def _iteration(folder: RunFolder, number: int) -> tuple[IterationStatus, set[Pat
     except HubertError as error:
         problem = str(error)
     stages = [found.get(name, StageStatus(name, "missing")) for name in SHOWN]
-    stages = [stage for stage in stages if stage.name not in EXTRA or stage.state != "not in the recipe"]
+    stages = [
+        stage for stage in stages if stage.name not in EXTRA_MANIFESTS.values() or stage.state != "not in the recipe"
+    ]
     status = IterationStatus(
         number=number,
         recipe=resolved.recipe_name,
         data=resolved.data,
-        starts_from=f"{Iteration(resolved).source.describe()} ({resolved.chosen})",
+        starts_from=f"{resolved.source.describe()} ({resolved.chosen})",
         stages=stages,
         outcome=outcome,
         problem=problem,
@@ -238,7 +230,7 @@ def _label(folder: Path) -> str:
 def stage_folders(folder: RunFolder) -> list[Path]:
     """Return the folders of all stages of a run, of all settings."""
     homes = [folder.root, *(folder.iteration(number) for number in folder.iterations())]
-    names = "|".join(NEEDS)
+    names = "|".join(STAGES)
     return sorted(
         path for home in homes for path in home.glob("*-*") if re.fullmatch(rf"({names})-[0-9a-f]{{8}}", path.name)
     )

@@ -12,7 +12,7 @@ defaults, as far as these settings can say it: `deployments/recipes/presets/*.to
 """
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -180,6 +180,19 @@ def read_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recip
     return build_recipe(apply_overrides(tables, overrides or {}), where=where)
 
 
+def change_recipe(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """Lay overrides over a recipe that was read before.
+
+    Raises:
+        ConfigError: unknown names or impossible values.
+    """
+    tables = recipe.model_dump(mode="json", exclude={"sections", "iterations"})
+    tables |= {**recipe.sections, "iterations": list(recipe.iterations)}
+    if "preset" in overrides:
+        del tables["preset_sections"]  # of the preset before; without it they are read by the new name
+    return build_recipe(apply_overrides(tables, overrides), where="--set")
+
+
 def apply_overrides(tables: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Lay overrides over a recipe's tables; they win over its [[iterations]] too.
 
@@ -196,6 +209,15 @@ def apply_overrides(tables: Mapping[str, Any], overrides: Mapping[str, Any]) -> 
     if "iterations" in tables and "iterations" not in nested:
         result["iterations"] = [merge(table, sections) for table in tables["iterations"]]
     return result
+
+
+def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
+    """Parse the overrides of a command line, `NAME=VALUE` each; the last one of a name counts.
+
+    Raises:
+        ConfigError: one of them has no `=`.
+    """
+    return dict(parse_override(text) for text in texts)
 
 
 def parse_override(text: str) -> tuple[str, Any]:

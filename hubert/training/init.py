@@ -1,12 +1,11 @@
 """What a training starts from: random weights, or the encoder of a checkpoint of the same dimensions."""
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hubert.core.errors import ConfigError
-from hubert.model.weights import find_origin, read_config
+from hubert.model.weights import Origin, find_origin, read_config
 from hubert.settings.model import SIZES, ModelConfig, build_config
 from hubert.settings.sections import TrainSettings
 
@@ -30,8 +29,15 @@ ENCODER_FIELDS = (
 )
 
 
-def settle_init(train: TrainSettings, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Look up what a training starts from: the fields of an `Origin` and the encoder's `config`, none for a fresh start.
+@dataclass(frozen=True)
+class InitialWeights(Origin):
+    """The encoder that a training starts from, with its dimensions (the fields of a `ModelConfig`)."""
+
+    config: dict[str, Any]
+
+
+def settle_init(train: TrainSettings, before: InitialWeights | None = None) -> InitialWeights | None:
+    """Look up the encoder that a training starts from; None for a fresh start.
 
     Args:
         train: the settings, whose dimensions must be the checkpoint's.
@@ -41,14 +47,14 @@ def settle_init(train: TrainSettings, before: Mapping[str, Any] | None = None) -
         ConfigError: there is no such model, or it has other dimensions.
     """
     if train.init == FRESH:
-        return {}
-    if before and before["name"] == train.init:
-        settled = dict(before)
+        return None
+    if before is not None and before.name == train.init:
+        settled = before
     else:
         origin = find_origin(train.init, "train.init")
         config = read_config(Path(origin.checkpoint), normalize_waveform=train.model.get("normalize_waveform"))
-        settled = {**asdict(origin), "config": config.model_dump(mode="json")}
-    check_dimensions(ModelConfig.model_validate(settled["config"]), train)
+        settled = InitialWeights(**vars(origin), config=config.model_dump(mode="json"))
+    check_dimensions(ModelConfig.model_validate(settled.config), train)
     return settled
 
 

@@ -86,7 +86,7 @@ def read_job(path: Path) -> Job:
         raise ConfigError(f"job file {path} is neither JSON nor TOML (*.toml): {error}") from error
     if job.init == FRESH:  # a job that was written by hand
         found = settle_init(job.settings)
-        job = job.model_copy(update={"init": found["checkpoint"], "init_sha256": found["sha256"]}) if found else job
+        job = job.model_copy(update={"init": found.checkpoint, "init_sha256": found.sha256}) if found else job
     return job if job.horizons else job.model_copy(update={"horizons": ((0, job.settings.steps),)})
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tqdm import tqdm
 
@@ -14,42 +14,42 @@ from hubert.core.files import read_json, write_record
 from hubert.core.outputs import Hashes
 from hubert.core.stage import Figures, Plan, Receipt, Spec, Stage
 from hubert.settings.sections import TrainSettings
-from hubert.training.checkpoint import MODEL_FILES, RECORD, find_lost, list_checkpoints
+from hubert.training.checkpoint import MODEL_FILES, RECORD, Checkpoint, find_lost, list_checkpoints
 from hubert.training.folder import log_is_whole, read_metrics
-from hubert.training.init import FRESH
+from hubert.training.init import FRESH, InitialWeights
 from hubert.training.job import Horizons, Job
 from hubert.training.launch import Event, Launcher, LocalLauncher, follow, job_ids
+
+if TYPE_CHECKING:
+    from hubert.units.assign import UnitsStage
 
 MAX_RESTARTS = 3  # in a row that got no further
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrainStage(Stage):
-    """Masked prediction of a table's units.
+    """Masked prediction of the units.
 
     The number of steps is not part of the key. The first start records it as the horizon of the learning rate. More
     steps later need `extend`, which raises the horizon and goes on from the last checkpoint. Fewer are always allowed:
     a longer training's checkpoints hold what was asked for, and one that is not that far yet is trained up to there on
     its recorded schedule.
 
-    `init` is `fresh`, or the local checkpoint whose encoder the training starts from; its weights' hash enters the key.
+    `init` is the encoder that the training starts from, None for random weights; its weights' hash enters the key.
     """
 
     name: ClassVar[str] = "train"
     parent: Path
-    table: Path
-    table_key: str
-    num_units: int
+    labels: "UnitsStage"
     train: TrainSettings
+    init: InitialWeights | None = None
     extend: bool = False
-    init: str = FRESH
-    init_sha256: str = ""
 
     def settings(self) -> dict[str, Any]:
-        return {"num_units": self.num_units, **self.train.key_settings()}
+        return {"num_units": self.labels.num_units, **self.train.key_settings()}
 
     def inputs(self) -> dict[str, str]:
-        return {"table": self.table_key} | ({"init": self.init_sha256} if self.init_sha256 else {})
+        return {"table": self.labels.key} | ({"init": self.init.sha256} if self.init else {})
 
     def done(self) -> Figures | None:
         """Return the content of `done.json` if the training has reached the steps that are asked for."""
@@ -65,10 +65,14 @@ class TrainStage(Stage):
         return found if log_is_whole(self.folder) else None
 
     def reads(self) -> list[Path]:
-        return [self.table]
+        return [self._table]
+
+    @property
+    def _table(self) -> Path:
+        return self.labels.table("train")
 
     def make_plan(self) -> list[Spec]:
-        return [{"table": str(self.table)}]
+        return [{"table": str(self._table)}]
 
     def plan(self) -> Plan:
         """Return the plan.
@@ -98,14 +102,17 @@ class TrainStage(Stage):
         """The training's log: one JSON object per line."""
         return self.folder / "metrics.jsonl"
 
+    def _complete(self) -> list[Checkpoint]:
+        return list_checkpoints(self.folder, lambda _: None)  # the trainer itself reports the incomplete ones
+
     def reached(self) -> int:
         """Return the step of the newest complete checkpoint; 0 if there is none."""
-        return max((checkpoint.step for checkpoint in list_checkpoints(self.folder, _ignore)), default=0)
+        return max((checkpoint.step for checkpoint in self._complete()), default=0)
 
     def checkpoints(self) -> list[dict[str, Any]]:
         """Return `step, path, sha256, num_layers` of each complete checkpoint, by step."""
         rows = []
-        for checkpoint in list_checkpoints(self.folder, _ignore):
+        for checkpoint in self._complete():
             config = read_json(checkpoint.path / "config.json") or {}
             row = {"step": checkpoint.step, "path": str(checkpoint.path), "sha256": checkpoint.sha256}
             rows.append({**row, "num_layers": config["model"]["num_layers"]})
@@ -119,7 +126,7 @@ class TrainStage(Stage):
 
     def outputs(self) -> list[Path]:
         """Return the files of the models. The log and the optimizer's states still change after the stage is done."""
-        paths = (found.path for found in list_checkpoints(self.folder, _ignore) if not found.interim)
+        paths = (found.path for found in self._complete() if not found.interim)
         return [path / name for path in paths for name in MODEL_FILES]
 
     def hash_outputs(self, outputs: Iterable[Path]) -> Hashes:
@@ -180,13 +187,13 @@ class TrainStage(Stage):
             write_record(self.folder / "horizons.json", {"horizons": horizons})
         return Job(
             folder=self.folder,
-            table=self.table,
-            table_key=self.table_key,
-            num_units=self.num_units,
+            table=self._table,
+            table_key=self.labels.key,
+            num_units=self.labels.num_units,
             settings=self.train,
             horizons=horizons,
-            init=self.init,
-            init_sha256=self.init_sha256,
+            init=self.init.checkpoint if self.init else FRESH,
+            init_sha256=self.init.sha256 if self.init else "",
         )
 
 
@@ -213,41 +220,68 @@ def train_until_done(
         TransientError: it failed more than `max_restarts` times without getting further.
     """
     launcher = launcher or LocalLauncher()
+    listener = Listener(on_event)
     failures = 0
-    shown = 0
     while True:
-        trainer = launcher.find_running(stage.folder)
         reached = stage.reached()
-        if trainer is not None:
-            on_event(Event("log", text=f"found the trainer alive ({trainer.name}); following it"))
-        elif stage.is_trained():
+        error = _follow_once(stage, listener, launcher)
+        if error is None:
             return
-        try:
-            trainer = trainer or launcher.launch(stage.job())
-            for event in follow(trainer, after_step=shown):
-                if event.metrics is not None:
-                    shown = int(event.metrics["step"])
-                on_event(event)
-            error = TransientError(
-                f"the trainer in {stage.folder} ended before step {stage.train.steps} or its summary"
-            )
-            if stage.is_trained():
-                return
-        except KeyboardInterrupt:
-            if trainer := trainer or launcher.find_running(stage.folder):
-                trainer.stop()
-            raise
-        except TransientError as caught:
-            error = caught
         if stage.reached() > reached:
             failures = 0
-            on_event(Event("log", text=f"{first_line(error)}\nstarting it again from step {stage.reached()}"))
+            listener.log(f"{first_line(error)}\nstarting it again from step {stage.reached()}")
             continue
         failures += 1
         if failures > max_restarts:
             raise error
-        on_event(Event("log", text=f"{error}\nstarting it again from step {reached} ({failures} of {max_restarts})"))
+        listener.log(f"{error}\nstarting it again from step {reached} ({failures} of {max_restarts})")
         time.sleep(launcher.pause(failures))
+
+
+class Listener:
+    """Hands a training's events on, and knows the last step whose metrics it handed on: another start repeats none."""
+
+    def __init__(self, on_event: OnEvent) -> None:
+        self.on_event = on_event
+        self.step = 0
+
+    def __call__(self, event: Event) -> None:
+        if event.metrics is not None:
+            self.step = int(event.metrics["step"])
+        self.on_event(event)
+
+    def log(self, text: str) -> None:
+        """Hand a line on that the trainer did not write."""
+        self.on_event(Event("log", text=text))
+
+
+def _follow_once(stage: TrainStage, listener: Listener, launcher: Launcher) -> TransientError | None:
+    """Follow the live trainer of a stage's folder, or start one, until it ends.
+
+    Returns:
+        None if the steps are reached; else why they are not, where another start may get further.
+
+    Raises:
+        As `train_until_done`.
+    """
+    trainer = launcher.find_running(stage.folder)
+    if trainer is not None:
+        listener.log(f"found the trainer alive ({trainer.name}); following it")
+    elif stage.is_trained():
+        return None
+    try:
+        trainer = trainer or launcher.launch(stage.job())
+        for event in follow(trainer, after_step=listener.step):
+            listener(event)
+    except KeyboardInterrupt:
+        if trainer := trainer or launcher.find_running(stage.folder):
+            trainer.stop()
+        raise
+    except TransientError as error:
+        return error
+    if stage.is_trained():
+        return None
+    return TransientError(f"the trainer in {stage.folder} ended before step {stage.train.steps} or its summary")
 
 
 @contextmanager
@@ -263,7 +297,3 @@ def _shown(stage: TrainStage) -> Iterator[OnEvent]:
                 print(event.text, flush=True)
 
         yield show
-
-
-def _ignore(_: str) -> None:
-    """Take no notice of an incomplete checkpoint: the trainer itself reports it."""

@@ -5,7 +5,7 @@ people and other tools, and flat memory-mapped tables for the trainer (`hubert.u
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,11 +18,13 @@ from hubert.core.hashing import digest
 from hubert.core.stage import Figures, Receipt, Spec, Stage
 from hubert.data.manifest import read_manifest, read_parquet, scan_manifest
 from hubert.data.split import plan_shards, shard_digests
+from hubert.data.stage import ManifestStage
 from hubert.features.chunks import ChunkRule, chunking
 from hubert.features.extract import FeatureExtractor, extract
 from hubert.features.source import FeatureSource
 from hubert.settings.sections import FeatureSettings, UnitSettings
 from hubert.units.codebook import Codebook
+from hubert.units.kmeans import KMeansStage
 from hubert.units.labels import write_table
 from hubert.units.statistics import UnitStatistics
 
@@ -70,45 +72,63 @@ def write_units(path: Path, units: pl.DataFrame) -> None:
         units.write_parquet(temporary)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class UnitsStage(Stage):
-    """Label the files of some manifests (`train`, `validation`) with a codebook."""
+    """Label the files of a manifest, training and validation, with a codebook."""
 
     name: ClassVar[str] = "units"
     counted: ClassVar[str] = "files"
     joins_shards: ClassVar[bool] = True
     parent: Path
-    manifests: Mapping[str, Path]
-    manifest_key: str
-    source: FeatureSource
-    codebook: Path
-    codebook_key: str
-    features: FeatureSettings
-    units: UnitSettings = field(default_factory=UnitSettings)
-    resample: bool = False
+    manifest: ManifestStage
+    codebook: KMeansStage
+    units: UnitSettings
+
+    @property
+    def num_units(self) -> int:
+        """The number of units that files are labelled with."""
+        return self.codebook.kmeans.num_units
+
+    @property
+    def _source(self) -> FeatureSource:
+        return self.codebook.source
+
+    @property
+    def _features(self) -> FeatureSettings:
+        return self.codebook.sample.features
+
+    @property
+    def _resample(self) -> bool:
+        return self.manifest.data.resample
 
     @cached_property
     def _content(self) -> dict[str, str]:
         """What shards of equal rows share, whatever manifest they stand in."""
-        return {"codebook": self.codebook_key, "source": digest(self.source.identity), "resample": str(self.resample)}
+        return {
+            "codebook": self.codebook.codebook_key,
+            "source": digest(self._source.identity),
+            "resample": str(self._resample),
+        }
 
     @cached_property
     def _rule(self) -> dict[str, Any]:
         """The rule for long files, where it matters."""
-        return self._chunking(pl.concat(scan_manifest(path).select("num_samples") for path in self.manifests.values()))
+        return self._chunking(
+            pl.concat(scan_manifest(path).select("num_samples") for path in self.manifest.parts.values())
+        )
 
     def _chunking(self, rows: pl.LazyFrame) -> dict[str, Any]:
-        return {} if self.source.is_mfcc else chunking(rows, self.features)
+        return {} if self._source.is_mfcc else chunking(rows, self._features)
 
     def settings(self) -> dict[str, Any]:
-        return ({"resample": self.resample} if self.resample else {}) | self._rule
+        return ({"resample": self._resample} if self._resample else {}) | self._rule
 
     def inputs(self) -> dict[str, str]:
-        return {"manifest": self.manifest_key, **self._content}
+        return {"manifest": self.manifest.key, **self._content}
 
     def make_plan(self) -> list[Spec]:
         specs = []
-        for part, manifest in self.manifests.items():
+        for part, manifest in self.manifest.parts.items():
             rows = scan_manifest(manifest)
             bounds = plan_shards(rows, hours_per_shard=self.units.shard_hours)
             for (start, end), content in zip(bounds, shard_digests(rows, bounds), strict=True):
@@ -117,21 +137,21 @@ class UnitsStage(Stage):
         return specs
 
     def tables(self) -> Mapping[str, Path]:
-        return self.manifests
+        return self.manifest.parts
 
     def reads(self) -> list[Path]:
-        return [*self.manifests.values(), self.codebook, *self.source.files]
+        return [*self.manifest.parts.values(), self.codebook.path, *self._source.files]
 
     def work(self, spec: Spec) -> tuple[list[Path], Figures]:
-        rows = read_manifest(self.manifests[spec["part"]], start=spec["start"], end=spec["end"])
-        codebook = Codebook.load(self.codebook)
+        rows = read_manifest(self.manifest.parts[spec["part"]], start=spec["start"], end=spec["end"])
+        codebook = Codebook.load(self.codebook.path)
         labelled = label(
             rows,
-            FeatureExtractor(self.source, ChunkRule.of(self.features)),
+            FeatureExtractor(self._source, ChunkRule.of(self._features)),
             codebook,
-            codebook_key=self.codebook_key,
-            batch_seconds=self.features.batch_seconds,
-            resample=self.resample,
+            codebook_key=self.codebook.codebook_key,
+            batch_seconds=self._features.batch_seconds,
+            resample=self._resample,
         )
         output = self.folder / "shards" / f"{spec['digest'][:16]}.parquet"
         write_units(output, labelled)
@@ -139,10 +159,10 @@ class UnitsStage(Stage):
 
     def finish(self, receipts: list[Receipt]) -> tuple[list[Path], Figures]:
         plan = self.plan()
-        codebook = Codebook.load(self.codebook)
+        codebook = Codebook.load(self.codebook.path)
         figures: Figures = {"num_units": len(codebook), "frame_rate": codebook.frame_rate, **self._rule}
         outputs = []
-        for part, manifest in self.manifests.items():
+        for part, manifest in self.manifest.parts.items():
             statistics = UnitStatistics(len(codebook))
             mine = [receipt for receipt in receipts if plan.specs[receipt.index]["part"] == part]
             shards = [(plan.specs[receipt.index], self.folder / next(iter(receipt.outputs))) for receipt in mine]
@@ -151,8 +171,8 @@ class UnitsStage(Stage):
                 self._chunks(manifest, shards, statistics),
                 frame_rate=codebook.frame_rate,
                 num_units=len(codebook),
-                codebook=self.codebook_key,
-                resample=self.resample,
+                codebook=self.codebook.codebook_key,
+                resample=self._resample,
             )
             outputs.append(self.table(part))
             figures[part] = {

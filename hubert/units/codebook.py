@@ -13,12 +13,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hubert.core.errors import DataError
+from hubert.core.errors import ConfigError, DataError
 from hubert.core.files import atomic_write
 from hubert.core.hashing import digest
 from hubert.core.outputs import check_files
 from hubert.core.recognise import recognise
 from hubert.features.source import FeatureSource, describe_source
+from hubert.settings.sections import KMeansSettings
 
 CHUNK = 1 << 16  # frames that are read at once: (65,536, 768) float32 are 201 MB
 
@@ -117,6 +118,15 @@ def check_centroids(centroids: Tensor, where: Path) -> None:
         )
 
 
+@dataclass(frozen=True)
+class GivenCodebook:
+    """A codebook that the recipe names instead of fitting one: as it was named, where it lies, the digest of its content."""
+
+    name: str
+    path: str
+    digest: str
+
+
 @torch.no_grad()
 def nearest_centroids(frames: Tensor, centroids: Tensor) -> Tensor:
     """Return the index (N,) int64 of the nearest of the centroids (K, D) float32 for each frame (N, D).
@@ -157,3 +167,33 @@ def read_given(path: Path, num_units: int, source: FeatureSource) -> Codebook:
     codebook.check_source(source)
     source.check_dimension(codebook.centroids.shape[1], path)
     return codebook
+
+
+def settle_codebook(
+    kmeans: KMeansSettings, source: FeatureSource, data: Path, before: GivenCodebook | None = None
+) -> GivenCodebook | None:
+    """Look up the codebook that the recipe names; None if it is fitted.
+
+    Args:
+        kmeans: the settings.
+        source: what is clustered.
+        data: a relative name is relative to it, or to its folder if it is a file.
+        before: what an earlier call returned. If the file has gone since, that still holds: a finished stage has its content.
+
+    Raises:
+        ConfigError: there is no such file.
+        DataError: it is no codebook, or does not fit the settings or what is clustered.
+    """
+    name = kmeans.codebook
+    if not name:
+        return None
+    path = (data if data.is_dir() else data.parent) / Path(name).expanduser()
+    if not path.exists():
+        if before is not None and before.name == name:
+            return before
+        raise ConfigError(
+            f"kmeans.codebook = {name!r}: {path} does not exist; expected a codebook of ours, which `hubert codebook import` "
+            "makes of others"
+        )
+    codebook = read_given(path, kmeans.num_units, source)
+    return GivenCodebook(name, str(path), codebook.content_digest)

@@ -5,8 +5,9 @@ first centroids come from k-means++ on a bounded sample (`choose_seeds`), whoeve
 process, or dask-ml on the cluster's workers (`tasks/kmeans.py`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,11 +18,12 @@ from torch import Tensor
 from hubert.core.errors import DataError
 from hubert.core.hashing import digest, file_digest
 from hubert.core.stage import Figures, Receipt, Spec, Stage
-from hubert.features.chunks import DEFAULT_RULE, ChunkRule
+from hubert.features.chunks import ChunkRule
 from hubert.features.frames_file import frame_counts, read_frames, shard_shape
 from hubert.features.source import FeatureSource
+from hubert.features.stage import FeaturesStage
 from hubert.settings.sections import KMeansSettings
-from hubert.units.codebook import CHUNK, Codebook, nearest_centroids, read_given
+from hubert.units.codebook import CHUNK, Codebook, GivenCodebook, nearest_centroids, read_given
 
 Chunks = Callable[[], Iterable[Tensor]]
 
@@ -128,19 +130,26 @@ def iterate_chunks(shards: Sequence[Path]) -> Iterator[Tensor]:
             yield read_frames(path, start, start + CHUNK)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class KMeansStage(Stage):
-    """Fit the codebook on the sampled frames."""
+    """Fit the codebook on the sampled frames, or take over the one that the recipe names (`given`)."""
 
     name: ClassVar[str] = "kmeans"
     counted: ClassVar[str] = "codebooks"
     parent: Path
-    shards: list[Path]
-    features_key: str
-    source: FeatureSource
+    sample: FeaturesStage
     kmeans: KMeansSettings
-    given: Mapping[str, str] = field(default_factory=dict)  # the codebook that the recipe names: its path and digest
-    chunks: ChunkRule = DEFAULT_RULE  # in the features' key where it matters; noted in the codebook in any case
+    given: GivenCodebook | None = None
+
+    @property
+    def source(self) -> FeatureSource:
+        """What is clustered."""
+        return self.sample.source
+
+    @cached_property
+    def shards(self) -> list[Path]:
+        """The files that hold the sampled frames."""
+        return self.sample.shards()
 
     def settings(self) -> dict[str, Any]:
         if self.given:
@@ -150,7 +159,7 @@ class KMeansStage(Stage):
         return {name: value for name, value in self.kmeans.key_settings().items() if name not in sampling}
 
     def inputs(self) -> dict[str, str]:
-        return {"codebook": self.given["digest"]} if self.given else {"features": self.features_key}
+        return {"codebook": self.given.digest} if self.given else {"features": self.sample.key}
 
     def make_plan(self) -> list[Spec]:
         return [{"num_units": self.kmeans.num_units}]
@@ -169,11 +178,11 @@ class KMeansStage(Stage):
 
     def work(self, spec: Spec) -> tuple[list[Path], Figures]:
         if self.given:
-            given = read_given(Path(self.given["path"]), self.kmeans.num_units, self.source)
-            if given.content_digest != self.given["digest"]:
+            given = read_given(Path(self.given.path), self.kmeans.num_units, self.source)
+            if given.content_digest != self.given.digest:
                 raise DataError(
-                    f"{self.given['path']}: another codebook than when this iteration was settled; restore it, or settle the "
-                    f"iteration again (--set kmeans.codebook={self.given['name']}), which makes other units"
+                    f"{self.given.path}: another codebook than when this iteration was settled; restore it, or settle the "
+                    f"iteration again (--set kmeans.codebook={self.given.name}), which makes other units"
                 )
             figures = codebook_figures(self.shards, given)  # how well it fits the features of this corpus
             given.save(self.path)
@@ -188,7 +197,8 @@ class KMeansStage(Stage):
             "num_units": len(centroids),
             "seed": seed,
             "checkpoint": self.source.checkpoint,
-            **({} if self.source.is_mfcc else {"chunks": self.chunks.to_dict()}),
+            # In the key of the features where it matters; noted in any case.
+            **({} if self.source.is_mfcc else {"chunks": ChunkRule.of(self.sample.features).to_dict()}),
             **figures,
         }
         Codebook(centroids, metadata).save(self.path)

@@ -18,16 +18,18 @@ from hubert.core.errors import ConfigError, DataError, HubertError, TrainingDive
 from hubert.core.paths import PROJECT, RunFolder
 from hubert.evaluation.checkpoints import read_checkpoints
 from hubert.evaluation.choice import read_outcome
-from hubert.features.source import FeatureSource
-from hubert.runs.options import Wishes, settle
+from hubert.runs.options import RunOptions
 from hubert.runs.pipeline import Iteration
+from hubert.runs.resolve import settle
 from hubert.runs.resolved import Resolved
 from hubert.settings.sections import SECTIONS, KMeansSettings
+from hubert.settings.stages import STAGES
 from hubert.units.codebook import Codebook
 from hubert.units.kmeans import KMeansStage
 from tests.support.toy import CHAIN, hubert, write_material
+from tools.given_stages import frames_in
 
-COMMANDS = (*cli.STAGES, "status", "prune", "plan", "export", "push")
+COMMANDS = (*STAGES, "status", "prune", "plan", "export", "push")
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +133,7 @@ def test_a_stage_that_the_recipe_gives_nothing_to_do_says_which_setting_is_missi
 
 def test_torch_does_not_fill_in_for_dask_silently(tmp_path):
     """The stage's key says which of the two made the codebook."""
-    stage = KMeansStage(tmp_path, [], "0", FeatureSource(), KMeansSettings())
+    stage = KMeansStage(parent=tmp_path, sample=frames_in([]), kmeans=KMeansSettings())
     with pytest.raises(ConfigError, match=r"kmeans\.backend=torch"):
         cli.fit_here(stage)
     assert not list(tmp_path.iterdir())
@@ -143,7 +145,7 @@ def test_the_console_script_fits_with_dask_and_gets_the_codebook_of_torch(finish
     iteration = Iteration(Resolved.load(RunFolder.of(finished[0]).settings(1)))
     by_torch = iteration.kmeans
     settings = by_torch.kmeans.model_copy(update={"backend": "dask"})
-    by_dask = KMeansStage(by_torch.parent, by_torch.shards, by_torch.features_key, by_torch.source, settings)
+    by_dask = KMeansStage(parent=by_torch.parent, sample=by_torch.sample, kmeans=settings)
     assert by_dask.folder != by_torch.folder
     fit_codebook(by_dask)
     first, second = (Codebook.load(stage.path).centroids for stage in (by_torch, by_dask))
@@ -164,19 +166,19 @@ def test_a_new_run_needs_recipe_and_data(tmp_path, material):
     assert not (tmp_path / "new").exists()
 
 
-def wishes(material, run, **changes) -> Wishes:
+def wishes(material, run, **changes) -> RunOptions:
     data, recipe = material
-    return Wishes(**{"run": str(run), "recipe": str(recipe), "data": str(data), **changes})
+    return RunOptions(**{"run": str(run), "recipe": str(recipe), "data": str(data), **changes})
 
 
 def test_settings_stay_until_they_are_changed_one_by_one(material, tmp_path):
     run = tmp_path / "run"
-    first = settle(wishes(material, run, overrides=["train.steps=20"]))
-    assert settle(Wishes(str(run))) == first
-    changed = settle(Wishes(str(run), overrides=["train.seed=3"]))
+    first = settle(wishes(material, run, overrides={"train.steps": 20}))
+    assert settle(RunOptions(str(run))) == first
+    changed = settle(RunOptions(str(run), overrides={"train.seed": 3}))
     train = Iteration(changed).settings.train
     assert (train.seed, train.steps, changed.data) == (3, 20, first.data)
-    assert settle(Wishes(str(run))) == changed
+    assert settle(RunOptions(str(run))) == changed
     anew = settle(wishes(material, run, data=""))
     assert (Iteration(anew).settings.train.steps, anew.data) == (12, first.data)
 
@@ -184,24 +186,24 @@ def test_settings_stay_until_they_are_changed_one_by_one(material, tmp_path):
 def test_extend_is_for_one_command_only(material, tmp_path):
     run = tmp_path / "run"
     assert settle(wishes(material, run, extend=True)).extend
-    assert not settle(Wishes(str(run))).extend
-    assert settle(Wishes(str(run), extend=True)).extend
+    assert not settle(RunOptions(str(run))).extend
+    assert settle(RunOptions(str(run), extend=True)).extend
 
 
 def test_the_next_iteration_takes_recipe_and_data_over_and_starts_from_the_outcome(finished):
     run, _ = finished
     folder = RunFolder.of(run)
-    second = settle(Wishes(run, iteration=2))
+    second = settle(RunOptions(run, iteration=2))
     try:
         outcome = read_outcome(folder, 1)
-        assert (second.source["checkpoint"], second.source["layer"]) == (outcome.checkpoint, outcome.layer)
+        assert (second.source.checkpoint, second.source.layer) == (outcome.checkpoint, outcome.layer)
         assert second.data == Resolved.load(folder.settings(1)).data
-        assert settle(Wishes(run)) == second  # the newest that was begun
-        other = settle(Wishes(run, layer=2))
-        assert (other.source["layer"], other.chosen) == (2, "given: layer 2")
-        assert settle(Wishes(run, overrides=["train.seed=1"])).source["layer"] == 2
+        assert settle(RunOptions(run)) == second  # the newest that was begun
+        other = settle(RunOptions(run, layer=2))
+        assert (other.source.layer, other.chosen) == (2, "given: layer 2")
+        assert settle(RunOptions(run, overrides={"train.seed": 1})).source.layer == 2
         with pytest.raises(ConfigError, match="layers 1 to 2"):
-            settle(Wishes(run, layer=3))
+            settle(RunOptions(run, layer=3))
     finally:  # the other tests look at iteration 1
         for path in folder.iteration(2).iterdir():
             path.unlink()
@@ -211,7 +213,7 @@ def test_the_next_iteration_takes_recipe_and_data_over_and_starts_from_the_outco
 def test_a_layer_without_teacher_is_refused_in_the_first_iteration(material, tmp_path):
     settle(wishes(material, tmp_path / "run"))
     with pytest.raises(ConfigError, match="clusters MFCCs"):
-        settle(Wishes(str(tmp_path / "run"), layer=3))
+        settle(RunOptions(str(tmp_path / "run"), layer=3))
 
 
 def test_a_wrong_override_names_the_field_and_changes_nothing(material, tmp_path):
@@ -219,7 +221,7 @@ def test_a_wrong_override_names_the_field_and_changes_nothing(material, tmp_path
     code, _, error = hubert("train", tmp_path / "run", "--set", "train.stepps=5")
     assert code == 2
     assert "stepps" in error
-    assert settle(Wishes(str(tmp_path / "run"))) == first
+    assert settle(RunOptions(str(tmp_path / "run"))) == first
 
 
 @pytest.mark.parametrize(
@@ -238,7 +240,7 @@ def test_a_changed_item_file_that_does_not_exist_is_refused_and_not_remembered(m
     code, _, error = hubert("abx", tmp_path / "run", "--set", "abx.item=typo.item")
     assert code == 2
     assert "typo.item" in error
-    assert settle(Wishes(str(tmp_path / "run"))) == first
+    assert settle(RunOptions(str(tmp_path / "run"))) == first
 
 
 def test_a_place_that_cannot_be_written_is_one_line_and_worth_another_try(material, tmp_path):
@@ -262,7 +264,7 @@ def help_of(*words: str) -> str:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_every_setting_of_the_stage_with_default_and_meaning(command):
     text = help_of(command)
-    _, sections = cli.STAGES.get(command, ("", ()))
+    sections = STAGES[command].sections if command in STAGES else ()
     for section in sections:
         for name, field in SECTIONS[section].model_fields.items():
             default = json.dumps(field.get_default(call_default_factory=True))

@@ -21,7 +21,7 @@ def audio(tmp_path) -> Path:
 
 
 def run(parent: Path, source: Path, **data) -> pl.DataFrame:
-    stage = ManifestStage(parent, [source], [], DataSettings(min_validation_files=2, **data))
+    stage = ManifestStage(parent=parent, audio=[source], data=DataSettings(min_validation_files=2, **data))
     stage.run()
     return pl.read_parquet(stage.everything)
 

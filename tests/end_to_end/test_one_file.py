@@ -15,6 +15,7 @@ import torch
 from hubert.evaluation.choice import read_outcome
 from hubert.features.mfcc import mfcc
 from hubert.model.hubert import HuBERT
+from hubert.runs.options import RunOptions
 from hubert.runs.pipeline import Iteration
 from hubert.runs.rebuild import rebuild
 from hubert.runs.resolve import resolve
@@ -33,7 +34,7 @@ def finished(small_corpus, tmp_path_factory):
     recipe = write_recipe(folder / "small.toml", kmeans={"backend": "torch"})
     iterations = []
     for number in (1, 2):
-        resolved = resolve(str(folder / "run"), str(recipe), str(corpus), iteration=number)
+        resolved = resolve(RunOptions(str(folder / "run"), number, str(recipe), str(corpus)))
         iteration = Iteration(resolved)
         for stage in (
             "manifest",

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from hubert.core.files import read_json
+from hubert.runs.options import RunOptions
 from hubert.runs.pipeline import Iteration
 from hubert.runs.resolve import resolve
 from hubert.runs.resolved import Resolved
@@ -48,7 +49,7 @@ def labelled(tmp_path, small_corpus, request) -> Resolved:
     """An iteration whose audio has units; `request.param` is the training's steps."""
     train_settings = {"steps": request.param, "checkpoint_interval": request.param // 2, "num_processes": 2}
     recipe = write_recipe(tmp_path / "small.toml", train=train_settings)
-    found = resolve(str(tmp_path / "run"), str(recipe), str(small_corpus), iteration=1)
+    found = resolve(RunOptions(str(tmp_path / "run"), 1, str(recipe), str(small_corpus)))
     for stage in ("manifest", "features", "kmeans", "units"):
         getattr(Iteration(found), stage).run()
     found.save(tmp_path / "resolved.toml")

@@ -20,6 +20,7 @@ from hubert.evaluation.choice import Outcome, choose_layer
 from hubert.evaluation.columns import CHECKPOINT, LAYER_SCORES, describe, write_csv
 from hubert.report.facts.collect import iteration_row, layer_table
 from hubert.report.stage_summary import summarise_stage
+from hubert.runs.options import RunOptions
 from hubert.runs.pipeline import Iteration
 from hubert.runs.resolve import choose_source
 from hubert.settings.recipe import IterationSettings
@@ -40,8 +41,8 @@ def offered(tmp_path, monkeypatch):
 
 
 def choose(offered, **wishes):
-    wishes = {"teacher": "", "layer": None, **wishes}
-    return choose_source(offered.folder, 2, SETTINGS, **wishes)
+    pick = wishes.pop("pick", None)
+    return choose_source(offered.folder, 2, SETTINGS, RunOptions(str(offered.folder.root), **wishes), pick)
 
 
 def test_a_runs_iteration_stands_for_what_it_chose_and_a_step_for_that_checkpoint(offered):

@@ -32,6 +32,7 @@ from hubert.settings.model import ModelConfig, conv_stack
 from hubert.settings.sections import FeatureSettings, QualitySettings
 from hubert.units.codebook import Codebook
 from hubert.units.statistics import UnitStatistics, entropy
+from tools.given_stages import codebook_in, manifest_in
 
 SPEECH = PROJECT.parent / "shared" / "data" / "librispeech-mini"
 
@@ -513,17 +514,15 @@ def build_stage(folder: Path, rows: pl.DataFrame) -> QualityStage:
     generator = torch.Generator().manual_seed(0)
     metadata = {"source": FeatureSource().identity, "frame_rate": 100}
     Codebook(20 * torch.randn(6, 39, generator=generator), metadata).save(folder / "codebook.safetensors")
+    features = FeatureSettings(max_chunk_seconds=2.0, chunk_context_seconds=0.25)
     return QualityStage(
-        folder,
-        manifest=folder / "manifest.parquet",
-        manifest_key="m",
+        parent=folder,
+        manifest=manifest_in(folder / "manifest.parquet"),
         alignments=folder / "alignments.csv",
-        source=FeatureSource(),
-        codebook=folder / "codebook.safetensors",
-        codebook_key="c",
+        codebook=codebook_in(folder / "codebook.safetensors", features=features),
         checkpoint={"path": str(folder / "teacher"), "sha256": teacher, "num_layers": 1},
         num_units=4,
-        features=FeatureSettings(max_chunk_seconds=2.0, chunk_context_seconds=0.25),
+        quality=QualitySettings(),
     )
 
 

@@ -15,6 +15,7 @@ from hubert.model.hubert import HuBERTPretrain
 from hubert.settings.sections import TrainSettings, ValidateSettings
 from hubert.units.labels import Table
 from tests.support.corpus import NUM_UNITS, write_corpus
+from tools.given_stages import labels_in
 
 SECONDS = [0.15, 0.3, 1.0, 1.0, 1.5, 2.2, 3.7, 2.0, 2.0]
 TRAIN = TrainSettings(
@@ -169,7 +170,8 @@ def checkpoint(parent: Path, step: int, seed: int) -> dict:
 def stage_of(
     parent: Path, folder: Path, checkpoints: list[dict], validation: ValidateSettings = VALIDATION
 ) -> ValidateStage:
-    return ValidateStage(parent, folder, "t", checkpoints, validation, TRAIN)
+    labels = labels_in(folder, NUM_UNITS)
+    return ValidateStage(parent=parent, labels=labels, checkpoints=checkpoints, train=TRAIN, validation=validation)
 
 
 def test_the_stage_scores_each_checkpoint_and_chooses_the_lowest_validation_loss(tmp_path, folder, table):

@@ -31,11 +31,12 @@ from hubert.features.source import FeatureSource
 from hubert.features.stage import FeaturesStage
 from hubert.model.hubert import HuBERT
 from hubert.settings.model import ModelConfig, conv_stack
-from hubert.settings.sections import ABXSettings, FeatureSettings, KMeansSettings
+from hubert.settings.sections import ABXSettings, FeatureSettings, KMeansSettings, QualitySettings, UnitSettings
 from hubert.training.crops import labels_for_crop, last_start
 from hubert.units.assign import UnitsStage, label
 from hubert.units.codebook import Codebook
 from hubert.units.kmeans import KMeansStage
+from tools.given_stages import codebook_in, frames_in, manifest_in
 
 SMALL = ModelConfig(conv_layers=conv_stack(16), dim=32, num_layers=2, num_heads=2, ffn_dim=64, pos_conv_kernel=16)
 GOLDEN_KEYS = {
@@ -299,7 +300,7 @@ def test_the_next_batch_is_read_while_one_is_computed(tmp_path: Path, monkeypatc
         started[ref.fileid].set()
         return read_waveform(ref, resample=resample)
 
-    monkeypatch.setattr("hubert.features.stage.read_waveform", read)
+    monkeypatch.setattr("hubert.features.extract.read_waveform", read)
     pieces = extract(rows, FeatureExtractor(FeatureSource()), batch_seconds=1.0, resample=False)
     first = next(pieces)
     assert started[rows["fileid"][first.row + 1]].wait(timeout=60)
@@ -393,7 +394,13 @@ def test_the_features_stage_writes_the_frames_in_the_order_of_the_sample(tmp_pat
     source = save_teacher(tmp_path, SMALL)
     features = FeatureSettings(max_chunk_seconds=2.0, chunk_context_seconds=0.25)
     kmeans = KMeansSettings(sample_fraction=1.0)
-    stage = FeaturesStage(tmp_path, tmp_path / "manifest.parquet", source, features, kmeans, resample=False)
+    stage = FeaturesStage(
+        parent=tmp_path,
+        manifest=manifest_in(tmp_path / "manifest.parquet"),
+        source=source,
+        features=features,
+        kmeans=kmeans,
+    )
     stage.run()
     sample = pl.read_parquet(stage.folder / "sample.parquet")
     extractor = FeatureExtractor(source, ChunkRule.of(features))
@@ -446,21 +453,36 @@ def make_stages(folder: Path, longest: int, features: FeatureSettings, *, is_mfc
         "size": [1] * 32,
         "mtime_ns": [2] * 32,
     }
-    manifest, item = folder / "manifest.parquet", folder / "x.item"
+    manifest, item = manifest_in(folder / "manifest.parquet"), folder / "x.item"
     rows = pl.DataFrame({name: columns.get(name, [None] * 32) for name in SCHEMA}, schema=SCHEMA)
-    rows.write_parquet(manifest)
+    rows.write_parquet(manifest.file)
     item.write_text("x")
     source = FeatureSource() if is_mfcc else FeatureSource("there", "abc", 2)
     sample = KMeansSettings(sample_fraction=1.0)
     scored = {"sha256": "s"}
-    book = folder / "codebook"
+    book = codebook_in(folder / "codebook", source, features)
     return {
         stage.name: stage
         for stage in (
-            FeaturesStage(folder, manifest, source, features, sample, resample=False),
-            UnitsStage(folder, {"train": manifest}, "m", source, book, "c", features),
-            ABXStage(folder, manifest, "m", item, [scored], ABXSettings(), features),
-            QualityStage(folder, manifest, "m", item, source, book, "c", scored, 50, features),
+            FeaturesStage(parent=folder, manifest=manifest, source=source, features=features, kmeans=sample),
+            UnitsStage(parent=folder, manifest=manifest, codebook=book, units=UnitSettings()),
+            ABXStage(
+                parent=folder,
+                manifest=manifest,
+                item=item,
+                checkpoints=[scored],
+                abx=ABXSettings(),
+                features=features,
+            ),
+            QualityStage(
+                parent=folder,
+                manifest=manifest,
+                alignments=item,
+                codebook=book,
+                checkpoint=scored,
+                num_units=50,
+                quality=QualitySettings(),
+            ),
         )
     }
 
@@ -514,8 +536,9 @@ def test_the_codebook_of_a_layer_says_by_which_rule_long_files_are_cut(tmp_path:
         (FeatureSource(), None),
     ):
         kmeans = KMeansSettings(num_units=4, seeding_frames=50)
-        rule = ChunkRule(30.0, 1.0)
-        stage = KMeansStage(tmp_path, [tmp_path / "f.safetensors"], source.checkpoint, source, kmeans, chunks=rule)
+        features = FeatureSettings(max_chunk_seconds=30.0, chunk_context_seconds=1.0)
+        sample = frames_in([tmp_path / "f.safetensors"], source, features, key=source.checkpoint)
+        stage = KMeansStage(parent=tmp_path, sample=sample, kmeans=kmeans)
         stage.run()
         assert Codebook.load(stage.path).metadata.get("chunks") == expected
 

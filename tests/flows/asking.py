@@ -2,6 +2,7 @@
 
 from prefect import flow
 
+from hubert.runs.options import RunOptions
 from tasks.resolve import settle
 from tasks.teacher import Choose, ask_before
 
@@ -12,4 +13,4 @@ def asking(
 ) -> None:
     """Ask as hubert-pretraining does, then settle as hubert-iteration does."""
     ask_before(run, 2, choose)
-    settle(run, recipe, data, iteration=2, choose=choose, teacher=teacher, layer=layer)
+    settle(RunOptions(run, 2, recipe, data, teacher, layer), choose)

@@ -17,9 +17,9 @@ from hubert.model.formats import read as formats
 from hubert.model.formats import unpickle
 from hubert.model.hubert import HuBERT, HuBERTPretrain
 from hubert.model.weights import Origin, find_origin, read_config, weights_digest
-from hubert.runs.options import Wishes, settle
+from hubert.runs.options import RunOptions
 from hubert.runs.pipeline import Iteration
-from hubert.runs.resolve import first_unfinished, resolve
+from hubert.runs.resolve import first_unfinished, resolve, settle
 from hubert.runs.resolved import Resolved
 from hubert.settings.model import SIZES, build_config
 from hubert.settings.sections import TrainSettings
@@ -31,6 +31,7 @@ from hubert.training.trainer import Trainer
 from tests.support.small import SETTINGS as SMALL
 from tests.support.toy import CHAIN, hubert, write_material
 from tests.support.training import ALONE, SETTINGS, assert_same_training, job_of, train, write_table
+from tools.given_stages import labels_in
 
 MODEL = SMALL["train"]["model"]
 
@@ -81,14 +82,14 @@ def test_a_new_run_starts_at_iteration_2_from_a_teachers_layer_and_goes_on_from_
     assert not (run / "it1").exists()
     resolved = Resolved.load(RunFolder.of(str(run)).settings(2))
     sha256 = file_digest(released / "model.safetensors")
-    assert (resolved.source["sha256"], resolved.source["layer"], resolved.init["sha256"]) == (sha256, 1, sha256)
+    assert (resolved.source.sha256, resolved.source.layer, resolved.init.sha256) == (sha256, 1, sha256)
     log = next((run / "it2").glob("train-*/train.log")).read_text()
     assert f"the encoder's weights are those of {released}" in log
     assert first_unfinished(RunFolder.of(str(run))) == 3  # not the first iteration, which this run skipped
     # and the next iteration starts from what this one chose
     assert read_outcome(RunFolder.of(str(run)), 2) is not None
-    third = resolve(str(run), str(recipe), str(data), iteration=3)
-    assert Path(third.source["checkpoint"]).parent.parent == run / "it2"
+    third = resolve(RunOptions(str(run), 3, str(recipe), str(data)))
+    assert Path(third.source.checkpoint).parent.parent == run / "it2"
 
 
 def test_weights_that_were_replaced_after_the_run_was_settled_are_named_and_label_nothing(material, tmp_path):
@@ -131,13 +132,13 @@ def test_a_training_that_is_finished_no_longer_needs_the_encoder_it_started_from
     encoder.rename(tmp_path / "elsewhere")
     code, _, errors = hubert("validate", run, "--set", "validate.seed=1")
     assert code == 0, errors
-    again = resolve(str(run), str(recipe), str(data), iteration=1, overrides={"train.init": str(encoder)})
+    again = resolve(RunOptions(str(run), 1, str(recipe), str(data), overrides={"train.init": str(encoder)}))
     assert again.init == Resolved.load(RunFolder.of(str(run)).settings(1)).init  # as a new flow run settles it
 
 
 def test_iteration_1_may_have_a_teacher_too(material, released, tmp_path):
     data, recipe = material
-    found = resolve(str(tmp_path / "run"), str(recipe), str(data), iteration=1, teacher=str(released), layer=2)
+    found = resolve(RunOptions(str(tmp_path / "run"), 1, str(recipe), str(data), str(released), 2))
     assert Iteration(found).source.describe() == f"layer 2 of {released}"
 
 
@@ -158,7 +159,7 @@ def test_a_teacher_that_cannot_be_one_is_refused_before_anything_starts(
     (tmp_path / "empty").mkdir()
     name = {"EMPTY": str(tmp_path / "empty"), "RELEASED": str(released)}.get(teacher, teacher)
     with pytest.raises(ConfigError, match=message):
-        resolve(str(tmp_path / "run"), str(recipe), str(data), iteration=2, teacher=name, layer=layer)
+        resolve(RunOptions(str(tmp_path / "run"), 2, str(recipe), str(data), name, layer))
     assert not (tmp_path / "run").exists()
 
 
@@ -168,9 +169,9 @@ def test_a_teacher_that_cannot_be_one_is_refused_before_anything_starts(
 def train_key(material: tuple[Path, Path], run: Path, init: str) -> str:
     """Return the key of a training on some table, with the encoder as `resolve` finds it."""
     data, recipe = material
-    resolved = resolve(str(run), str(recipe), str(data), overrides={"train.init": init})
-    origin = {"init": resolved.init["checkpoint"], "init_sha256": resolved.init["sha256"]} if resolved.init else {}
-    return TrainStage(run, run, "t", 9, Iteration(resolved).settings.train, **origin).key
+    resolved = resolve(RunOptions(str(run), recipe=str(recipe), data=str(data), overrides={"train.init": init}))
+    labels = labels_in(run / "table", 9)
+    return TrainStage(parent=run, labels=labels, train=resolved.settings.train, init=resolved.init).key
 
 
 def test_an_encoder_enters_the_key_by_its_weights_not_by_its_spelling(material, released, tmp_path, monkeypatch):
@@ -268,16 +269,16 @@ def test_a_command_that_goes_on_keeps_what_was_found_and_looks_up_another_name(
 ):
     data, recipe = material
     run = str(tmp_path / "run")
-    first = settle(Wishes(run, recipe=str(recipe), data=str(data), overrides=[f"train.init={released}"]))
+    first = settle(RunOptions(run, recipe=str(recipe), data=str(data), overrides={"train.init": str(released)}))
 
     def nobody_home(name: str, setting: str) -> Origin:
         raise ConfigError(f"asked for {name}")
 
-    monkeypatch.setattr("hubert.model.weights.find_origin", nobody_home)
-    assert settle(Wishes(run, overrides=["train.steps=5"])).init == first.init
+    monkeypatch.setattr("hubert.training.init.find_origin", nobody_home)
+    assert settle(RunOptions(run, overrides={"train.steps": 5})).init == first.init
     with pytest.raises(ConfigError, match="asked for another/model"):
-        settle(Wishes(run, overrides=["train.init=another/model"]))
-    assert settle(Wishes(run, overrides=["train.init=fresh"])).init == {}
+        settle(RunOptions(run, overrides={"train.init": "another/model"}))
+    assert settle(RunOptions(run, overrides={"train.init": "fresh"})).init is None
 
 
 # Dimensions -----------------------------------------------------------------------------------------------------------
@@ -300,7 +301,7 @@ def test_dropouts_layerdrop_and_head_need_not_be_those_of_the_encoder(released):
         size="tiny", model=MODEL | {"dropout": 0.2, "layerdrop": 0.1, "final_dim": 8}, init=str(released)
     )
     found = settle_init(settings)
-    assert {**found, "config": None} == {**vars(find_origin(str(released), "train.init")), "config": None}
+    assert {**vars(found), "config": None} == {**vars(find_origin(str(released), "train.init")), "config": None}
     assert read_config(released).dropout == 0.4
 
 
@@ -328,7 +329,7 @@ def test_a_training_goes_on_from_what_another_program_released(tmp_path, table, 
     settings = SETTINGS.model_copy(update={"init": str(tmp_path / "theirs")})
     origin = settle_init(settings)
     job = job_of(tmp_path / "run", table, init=settings.init)
-    trainer = Trainer(job.model_copy(update={"init": origin["checkpoint"], "init_sha256": origin["sha256"]}), ALONE)
+    trainer = Trainer(job.model_copy(update={"init": origin.checkpoint, "init_sha256": origin.sha256}), ALONE)
     trainer._initialise()
     found = trainer.model.hubert.state_dict()
     assert all(torch.equal(found[name], value) for name, value in expected.state_dict().items())

@@ -194,7 +194,7 @@ def make_iteration(
     settled.remember()
     resolved = settled.model_dump(mode="json")
     outcome = Outcome(**outcome)
-    return ReportStage(home, run_folder=run, number=number, resolved=resolved, stages=stages, outcome=outcome)
+    return ReportStage(parent=home, run_folder=run, number=number, resolved=resolved, stages=stages, outcome=outcome)
 
 
 @pytest.fixture(scope="module")

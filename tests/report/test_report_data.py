@@ -74,7 +74,9 @@ def test_the_key_of_the_next_report_is_that_of_an_older_version(older):
             del row[name]
         write_json(older.iteration(1) / "report-f4100864" / "report.json", {**FILES["report.json"], "row": row})
         outcome = Outcome(**FILES["outcome.json"])
-        stage = ReportStage(older.iteration(2), older.root, 2, {}, {}, outcome)
+        stage = ReportStage(
+            parent=older.iteration(2), run_folder=older.root, number=2, resolved={}, stages={}, outcome=outcome
+        )
         assert stage.settings() == {"outcome": FILES["outcome.json"], "previous": row}
 
 

@@ -10,7 +10,8 @@ from hubert.core.errors import DataError
 from hubert.core.files import read_json
 from hubert.core.paths import RunFolder
 from hubert.evaluation.choice import Outcome, read_outcome
-from hubert.runs.options import Wishes, settle
+from hubert.runs.options import RunOptions
+from hubert.runs.resolve import settle
 from hubert.runs.resolved import Resolved
 from hubert.runs.status import format_status, read_status
 from tests.support.damage import DAMAGES, damage
@@ -85,7 +86,7 @@ def test_damaged_settings_are_named_and_not_needed_beside_recipe_and_data(begun,
     code, _, error = hubert("kmeans", begun)
     assert (code, str(path) in error) == (3, True)
     assert str(path) in format_status(read_status(RunFolder(begun)))
-    assert settle(Wishes(str(begun), recipe=str(recipe), data=str(data))) == whole
+    assert settle(RunOptions(str(begun), recipe=str(recipe), data=str(data))) == whole
     assert Resolved.load(path) == whole
 
 

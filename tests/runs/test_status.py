@@ -13,9 +13,10 @@ from hubert.core.files import folder_size
 from hubert.core.locks import find_holder
 from hubert.core.outputs import prune_outputs
 from hubert.core.paths import RunFolder
-from hubert.runs.options import Wishes, settle
+from hubert.runs.options import RunOptions
 from hubert.runs.pipeline import Iteration
 from hubert.runs.prune import STALE_SECONDS, find_prunable, remove_all
+from hubert.runs.resolve import settle
 from hubert.runs.resolved import Resolved
 from hubert.runs.status import Chain, format_status, read_folder, read_status
 from tests.core.test_stage import SquaresStage
@@ -32,7 +33,7 @@ def finished(material, tmp_path_factory):
     """A finished iteration."""
     data, recipe = material
     folder = RunFolder.of(str(tmp_path_factory.mktemp("runs") / "toy"))
-    iteration = Iteration(settle(Wishes(str(folder.root), recipe=str(recipe), data=str(data))))
+    iteration = Iteration(settle(RunOptions(str(folder.root), recipe=str(recipe), data=str(data))))
     for stage in CHAIN[:-1]:
         getattr(iteration, stage).run()
     iteration.outcome().save(folder)
@@ -201,7 +202,7 @@ def test_without_a_run_the_runs_are_listed(finished, monkeypatch):
 def test_stages_whose_inputs_are_missing_are_missing_and_nothing_is_written(material, tmp_path):
     data, recipe = material
     folder = RunFolder.of(str(tmp_path / "new"))
-    iteration = Iteration(settle(Wishes(str(folder.root), recipe=str(recipe), data=str(data))))
+    iteration = Iteration(settle(RunOptions(str(folder.root), recipe=str(recipe), data=str(data))))
     iteration.manifest.run()
     before = sorted(folder.root.rglob("*"))
     found = states(folder)
@@ -216,7 +217,7 @@ def test_data_that_have_gone_are_a_problem_that_is_named(material, tmp_path):
     moved = tmp_path / "data"
     shutil.copytree(data, moved)
     folder = RunFolder.of(str(tmp_path / "run"))
-    Iteration(settle(Wishes(str(folder.root), recipe=str(recipe), data=str(moved)))).manifest.run()
+    Iteration(settle(RunOptions(str(folder.root), recipe=str(recipe), data=str(moved)))).manifest.run()
     shutil.rmtree(moved)
     status = read_status(folder)
     assert str(moved) in status.iterations[0].problem
@@ -226,12 +227,12 @@ def test_data_that_have_gone_are_a_problem_that_is_named(material, tmp_path):
 
 
 def test_more_steps_make_a_finished_training_partial(finished):
-    settle(Wishes(str(finished.root), overrides=["train.steps=24"]))
+    settle(RunOptions(str(finished.root), overrides={"train.steps": 24}))
     try:
         found = states(finished)
         assert (found["units"], found["train"], found["validate"]) == ("done", "partial", "missing")
     finally:
-        settle(Wishes(str(finished.root), overrides=["train.steps=12"]))
+        settle(RunOptions(str(finished.root), overrides={"train.steps": 12}))
 
 
 # Prune ------------------------------------------------------------------------------------------------------------
@@ -251,7 +252,7 @@ def test_prune_lists_first_then_frees_the_sample_and_the_run_stays_done(finished
     assert states(finished)["features"] == "done"
     assert find_prunable(finished).removals == []
 
-    other = Iteration(settle(Wishes(str(finished.root), overrides=["kmeans.num_units=10"])))
+    other = Iteration(settle(RunOptions(str(finished.root), overrides={"kmeans.num_units": 10})))
     try:
         assert Chain(other).missing("kmeans") == "features"  # another codebook needs the frames
         assert states(finished)["features"] == "partial"
@@ -259,7 +260,7 @@ def test_prune_lists_first_then_frees_the_sample_and_the_run_stays_done(finished
         assert folder_size(home / "shards") == sample
         other.kmeans.run()
     finally:
-        settle(Wishes(str(finished.root), overrides=["kmeans.num_units=20"]))
+        settle(RunOptions(str(finished.root), overrides={"kmeans.num_units": 20}))
         shutil.rmtree(other.kmeans.folder)
     assert fresh(finished).kmeans.done() is not None
 
@@ -312,7 +313,7 @@ def test_litter_of_dead_attempts_goes_and_new_files_stay(finished):
 
 def test_old_settings_go_only_when_asked_for_and_never_what_somebody_points_to(finished):
     root = finished.root
-    other = Iteration(settle(Wishes(str(root), overrides=["kmeans.num_units=8"])))
+    other = Iteration(settle(RunOptions(str(root), overrides={"kmeans.num_units": 8})))
     try:
         other.features.run()  # pruned before: needed again for another codebook
         other.kmeans.run()
@@ -320,7 +321,7 @@ def test_old_settings_go_only_when_asked_for_and_never_what_somebody_points_to(f
         assert [one for one in kept.removals if one.kind == "old"] == []
         assert any("not all iterations are finished" in line for line in kept.kept)
     finally:
-        settle(Wishes(str(root), overrides=["kmeans.num_units=20"]))
+        settle(RunOptions(str(root), overrides={"kmeans.num_units": 20}))
     given_up = {other.kmeans.folder}  # the sample is the whole corpus, with any seed
     teacher = root / "it1" / "train-deadbeef"  # of older settings, but another run starts from it
     shutil.copytree(fresh(finished).train.folder, teacher)

@@ -5,8 +5,7 @@ import tomli_w
 
 from hubert.core.errors import ConfigError
 from hubert.core.paths import PRESETS, find_recipe
-from hubert.runs.options import change_recipe
-from hubert.settings.recipe import build_recipe, read_recipe
+from hubert.settings.recipe import build_recipe, change_recipe, read_recipe
 from hubert.settings.sections import SECTIONS
 
 # Typed from the programs' own files: what the merged settings of iterations 1 and 2 must be where the defaults are not.

@@ -96,13 +96,14 @@ def test_an_override_without_a_value_is_refused():
 
 
 def test_items_that_are_not_there_are_found_missing_before_anything_starts(tmp_path):
+    from hubert.runs.options import RunOptions
     from hubert.runs.resolve import resolve
 
     (tmp_path / "train").mkdir()
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('[data]\naudio = ["train"]\n[abx]\nitem = "phones.item"\n')
     with pytest.raises(ConfigError, match=r"phones\.item"):
-        resolve(str(tmp_path / "run"), str(recipe), str(tmp_path))
+        resolve(RunOptions(str(tmp_path / "run"), recipe=str(recipe), data=str(tmp_path)))
     assert not (tmp_path / "run").exists()
 
 

@@ -15,6 +15,7 @@ from hubert.settings.model import build_config
 from hubert.settings.sections import TrainSettings
 from hubert.training.stage import TrainStage
 from tests.support.small import SETTINGS
+from tools.given_stages import labels_in
 
 TRAIN = TrainSettings.model_validate(SETTINGS["train"])
 METRICS = ("loss", "accuracy", "grad_norm", "learning_rate")
@@ -40,7 +41,7 @@ def write_metrics(stage: TrainStage, values: dict[int, float]) -> None:
 def stage_of(root: Path, number: int = 1, table_key: str = "t") -> TrainStage:
     """Return the training stage of an iteration."""
     folder = RunFolder(root)
-    return TrainStage(folder.iteration(number), root / "table", table_key, num_units=20, train=TRAIN)
+    return TrainStage(parent=folder.iteration(number), labels=labels_in(root / "table", 20, key=table_key), train=TRAIN)
 
 
 def write_offered(root: Path, *, num_checkpoints: int = 3, number: int = 1) -> Offered:

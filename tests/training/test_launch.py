@@ -25,6 +25,7 @@ from hubert.training.ranks import find_meeting_point, find_place, first_host, th
 from hubert.training.stage import TrainStage, train_until_done
 from tests.support.corpus import NUM_UNITS
 from tests.support.training import SETTINGS, assert_same_training, job_of, metrics_of, train, write_table
+from tools.given_stages import labels_in
 from tools.ports import free_ports
 
 pytestmark = pytest.mark.slow
@@ -213,7 +214,7 @@ def test_a_reused_pid_is_not_taken_for_the_trainer(tmp_path):
 
 def stage_of(folder: Path, table: Path, steps: int, *, extend: bool = False) -> TrainStage:
     chosen = SETTINGS.model_copy(update={"steps": steps, "checkpoint_interval": 20, "seed": 5})
-    return TrainStage(folder, table, "t", NUM_UNITS, chosen, extend)
+    return TrainStage(parent=folder, labels=labels_in(table, NUM_UNITS), train=chosen, extend=extend)
 
 
 def test_a_killed_trainer_is_started_again_and_more_steps_continue_it_only_when_asked_to(tmp_path, table):

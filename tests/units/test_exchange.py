@@ -450,7 +450,7 @@ def test_a_codebook_beside_a_manifest_is_found(labelled, tmp_path):
     ]
     code, _, errors = hubert("manifest", tmp_path / "run", "--recipe", recipe, "--data", manifest, "--set", *settings)
     assert code == 0, errors
-    assert Resolved.load(RunFolder.of(str(tmp_path / "run")).settings(1)).codebook["path"] == str(
+    assert Resolved.load(RunFolder.of(str(tmp_path / "run")).settings(1)).codebook.path == str(
         tmp_path / "ours.safetensors"
     )
 

@@ -23,6 +23,7 @@ from hubert.units.kmeans import (
     mean_variance,
     torch_lloyd,
 )
+from tools.given_stages import frames_in
 
 
 @pytest.fixture
@@ -223,7 +224,11 @@ def test_fewer_frames_than_units_is_an_error_that_says_what_to_change(frames):
 
 def test_a_codebook_survives_the_disk_and_refuses_features_of_another_source(shards, tmp_path):
     source = FeatureSource("somewhere", "abc", 6, before_residual=False)
-    stage = KMeansStage(tmp_path / "it1", shards, "key", source, KMeansSettings(num_units=5, backend="torch"))
+    stage = KMeansStage(
+        parent=tmp_path / "it1",
+        sample=frames_in(shards, source),
+        kmeans=KMeansSettings(num_units=5, backend="torch"),
+    )
     figures = stage.run()
     codebook = Codebook.load(stage.path)
     assert codebook.metadata["source"]["layer"] == 6

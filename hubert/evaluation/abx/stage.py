@@ -19,6 +19,7 @@ from hubert.core.frames import num_units_of
 from hubert.core.hashing import digest, file_digest
 from hubert.core.stage import Figures, Receipt, Spec, Stage
 from hubert.data.manifest import read_manifest
+from hubert.data.stage import ManifestStage
 from hubert.evaluation.abx.items import read_items, split_items, write_item
 from hubert.evaluation.abx.job import ABXJob, Representation, score_in_subprocess
 from hubert.evaluation.abx.score import ABXResult
@@ -37,7 +38,7 @@ from hubert.settings.sections import ABXSettings, FeatureSettings
 ALL, FIRST_HALF, SECOND_HALF = "all items", "first half", "second half"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ABXStage(Stage):
     """ABX error rates, in per cent, of MFCC and of each layer of the scored checkpoints."""
 
@@ -45,35 +46,33 @@ class ABXStage(Stage):
     counted: ClassVar[str] = "checkpoints"
     joins_shards: ClassVar[bool] = True
     parent: Path
-    manifest: Path
-    manifest_key: str
+    manifest: ManifestStage
     item: Path
     checkpoints: list[dict[str, Any]]
     abx: ABXSettings
     features: FeatureSettings
-    resample: bool = False
 
     def settings(self) -> dict[str, Any]:
         used = {
             "before_residual": self.features.before_residual,
             "dtype": self.features.dtype,
-            "resample": self.resample,
+            "resample": self.manifest.data.resample,
         }
-        return {**self.abx.key_settings(), **used, **manifest_chunking(self.manifest, self.features)}
+        return {**self.abx.key_settings(), **used, **manifest_chunking(self.manifest.everything, self.features)}
 
     def inputs(self) -> dict[str, str]:
         weights = digest([checkpoint["sha256"] for checkpoint in self.checkpoints])
-        return {"manifest": self.manifest_key, "item": file_digest(self.item), "checkpoints": weights}
+        return {"manifest": self.manifest.key, "item": file_digest(self.item), "checkpoints": weights}
 
     def make_plan(self) -> list[Spec]:
-        shared = digest([self.manifest_key, file_digest(self.item), self.settings() | {"checkpoints": ""}])
+        shared = digest([self.manifest.key, file_digest(self.item), self.settings() | {"checkpoints": ""}])
         return [{**checkpoint, "digest": digest([checkpoint["sha256"], shared])} for checkpoint in self.checkpoints]
 
     def reads(self) -> list[Path]:
-        return [self.manifest, *(Path(checkpoint["path"]) for checkpoint in self.checkpoints)]
+        return [self.manifest.everything, *(Path(checkpoint["path"]) for checkpoint in self.checkpoints)]
 
     def work(self, spec: Spec) -> tuple[list[Path], Figures]:
-        rows = read_manifest(self.manifest)
+        rows = read_manifest(self.manifest.everything)
         checkpoint = next(one for one in self.checkpoints if one["sha256"] == spec["sha256"])
         source = layer_source(checkpoint, self.features)  # the plan keeps the place of the day when it was made
         with tempfile.TemporaryDirectory(prefix="features-", dir=self.folder) as scratch:
@@ -131,7 +130,7 @@ class ABXStage(Stage):
         """Write the features of MFCC and every layer, one folder each; a batch at a time is in memory."""
         folders = {layer: LayerFolder(folder / f"layer-{layer}", layer) for layer in range(source.layer + 1)}
         fileids, lengths = rows["fileid"].to_list(), rows["num_samples"].to_numpy()
-        for piece in every_representation(rows, source, self.features, resample=self.resample):
+        for piece in every_representation(rows, source, self.features, resample=self.manifest.data.resample):
             (num_frames,) = num_units_of(lengths[[piece.row]], frame_rate(piece.layer))
             folders[piece.layer].add(fileids[piece.row], piece, int(num_frames))
         for one in folders.values():

@@ -1,7 +1,7 @@
 """The quality stage: units compared with phone alignments, of the iteration's codebook and of each layer."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +17,7 @@ from hubert.core.stage import Figures, Receipt, Spec, Stage
 from hubert.data.manifest import read_manifest
 from hubert.data.schema import recording
 from hubert.data.split import select_sample
+from hubert.data.stage import ManifestStage
 from hubert.evaluation.layer_features import (
     LayerPiece,
     every_representation,
@@ -29,11 +30,10 @@ from hubert.evaluation.quality.alignments import Alignments, Place, aligned_rows
 from hubert.evaluation.quality.phones import PhoneCounter, PhoneStatistics
 from hubert.features.chunks import ChunkRule
 from hubert.features.extract import FeatureExtractor
-from hubert.features.source import FeatureSource
 from hubert.settings.sections import FeatureSettings, QualitySettings
 from hubert.units.assign import label
 from hubert.units.codebook import CHUNK, Codebook
-from hubert.units.kmeans import choose_seeds, torch_lloyd
+from hubert.units.kmeans import KMeansStage, choose_seeds, torch_lloyd
 
 CLUSTERED_SECONDS = 1000  # of audio, whose units tell layers apart: 50,000 frames of each layer, and they fit in memory
 
@@ -42,24 +42,27 @@ SEEDING_FRAMES = 10_000
 MAX_ITERATIONS = 30
 
 
-@dataclass
+@dataclass(kw_only=True)
 class QualityStage(Stage):
     """Purity and PNMI against phone alignments: of this iteration's units, and of units clustered on each layer."""
 
     name: ClassVar[str] = "quality"
     counted: ClassVar[str] = "parts"
     parent: Path
-    manifest: Path
-    manifest_key: str
+    manifest: ManifestStage
     alignments: Path
-    source: FeatureSource
-    codebook: Path
-    codebook_key: str
+    codebook: KMeansStage
     checkpoint: dict[str, Any]
-    num_units: int
-    features: FeatureSettings
-    quality: QualitySettings = field(default_factory=QualitySettings)
-    resample: bool = False
+    num_units: int  # of the layers' units
+    quality: QualitySettings
+
+    @property
+    def _features(self) -> FeatureSettings:
+        return self.codebook.sample.features
+
+    @property
+    def _resample(self) -> bool:
+        return self.manifest.data.resample
 
     @cached_property
     def _alignments_digest(self) -> str:
@@ -68,18 +71,18 @@ class QualityStage(Stage):
 
     def settings(self) -> dict[str, Any]:
         used = {
-            "before_residual": self.features.before_residual,
-            "dtype": self.features.dtype,
-            "resample": self.resample,
+            "before_residual": self._features.before_residual,
+            "dtype": self._features.dtype,
+            "resample": self._resample,
         }
-        long_files = manifest_chunking(self.manifest, self.features)
+        long_files = manifest_chunking(self.manifest.everything, self._features)
         return {"num_units": self.num_units, **self.quality.key_settings(), **used, **long_files}
 
     def inputs(self) -> dict[str, str]:
         return {
-            "manifest": self.manifest_key,
+            "manifest": self.manifest.key,
             "alignments": self._alignments_digest,
-            "codebook": self.codebook_key,
+            "codebook": self.codebook.codebook_key,
             "checkpoint": self.checkpoint["sha256"],
         }
 
@@ -87,10 +90,11 @@ class QualityStage(Stage):
         return [{"part": "units"}, {"part": "layers"}]
 
     def reads(self) -> list[Path]:
-        return [self.manifest, self.codebook, Path(self.checkpoint["path"]), *self.source.files]
+        checkpoint = Path(self.checkpoint["path"])
+        return [self.manifest.everything, self.codebook.path, checkpoint, *self.codebook.source.files]
 
     def work(self, spec: Spec) -> tuple[list[Path], Figures]:
-        rows = read_manifest(self.manifest).with_columns(recording=recording())
+        rows = read_manifest(self.manifest.everything).with_columns(recording=recording())
         alignments = read_alignments(self.alignments, {*rows["fileid"], *rows["recording"]})
         aligned = rows.filter(aligned_rows(rows, alignments))
         num_unaligned = len(rows) - len(aligned)
@@ -118,16 +122,16 @@ class QualityStage(Stage):
         return [], merged
 
     def _units(self, rows: pl.DataFrame, alignments: Alignments) -> PhoneStatistics:
-        codebook = Codebook.load(self.codebook)
+        codebook = Codebook.load(self.codebook.path)
         counter = PhoneCounter(alignments, num_units=len(codebook), frame_rate=codebook.frame_rate)
-        extractor = FeatureExtractor(self.source, ChunkRule.of(self.features))
+        extractor = FeatureExtractor(self.codebook.source, ChunkRule.of(self._features))
         labelled = label(
             rows,
             extractor,
             codebook,
-            codebook_key=self.codebook_key,
-            batch_seconds=self.features.batch_seconds,
-            resample=self.resample,
+            codebook_key=self.codebook.codebook_key,
+            batch_seconds=self._features.batch_seconds,
+            resample=self._resample,
         )
         for place, units in zip(places(rows, alignments), labelled["units"], strict=True):
             counter.update(place.name, units.to_numpy(), offset=place.offset)
@@ -135,9 +139,9 @@ class QualityStage(Stage):
 
     def _layers(self, rows: pl.DataFrame, alignments: Alignments) -> list[dict[str, Any]]:
         """Cluster each layer's frames of some aligned audio, the same for all, and compare the units with the phones."""
-        source = layer_source(self.checkpoint, self.features)
+        source = layer_source(self.checkpoint, self._features)
         pieces: dict[int, list[LayerPiece]] = {layer: [] for layer in range(source.layer + 1)}
-        for piece in every_representation(rows, source, self.features, resample=self.resample):
+        for piece in every_representation(rows, source, self._features, resample=self._resample):
             if sum(len(one.features) for one in pieces[piece.layer]) < CLUSTERED_SECONDS * frame_rate(piece.layer):
                 pieces[piece.layer].append(piece)  # of a single file that is longer, no more than that
         where = places(rows, alignments)

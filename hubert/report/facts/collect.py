@@ -22,8 +22,8 @@ from hubert.core.stage import CPU, read_jobs
 from hubert.evaluation.checkpoints import build_checkpoints
 from hubert.evaluation.choice import Outcome
 from hubert.report.report_data import MFCC, ComparisonRow, LayerRow, ReportData, Source, StageRow
+from hubert.settings.stages import EVALUATED
 
-STAGES = ("manifest", "features", "kmeans", "units", "train", "validate", "abx", "quality")
 MAX_REJECTED = 20  # rejected files that the page names
 CLOCK_SECONDS = 5.0  # two machines' clocks may differ by that
 CHUNK = 1 << 24  # units counted at once
@@ -62,8 +62,8 @@ def collect(
         outcome: the chosen checkpoint and layer; None while the iteration is not finished.
         previous: the row of the previous iteration in the table that compares iterations.
     """
-    done = {name: rename(read_json(stages[name] / "done.json") or {}) for name in STAGES if name in stages}
-    figures = {name: done.get(name, {}).get("figures", {}) for name in STAGES}
+    done = {name: rename(read_json(stages[name] / "done.json") or {}) for name in EVALUATED if name in stages}
+    figures = {name: done.get(name, {}).get("figures", {}) for name in EVALUATED}
     source = describe_source(resolved)
     layers = layer_table(figures["abx"], figures["quality"], outcome)
     manifest, quality = figures["manifest"], figures["quality"]

@@ -26,6 +26,7 @@ from tasks.slurm.settings import SlurmSettings
 from tasks.slurm.training import SlurmLauncher, comment, write_jobs
 from tests.support.corpus import NUM_UNITS
 from tests.support.training import SETTINGS, job_of, metrics_of, train, write_table
+from tools.given_stages import labels_in
 
 STEPS = 40
 TWO_NODES = {"nodes": 2, "cpus": 1, "memory": "500M", "walltime": "00:10:00"}
@@ -39,7 +40,7 @@ def launcher_of(**training) -> SlurmLauncher:
 def stage_of(folder: Path, table: Path) -> TrainStage:
     """`train.num_processes` is for one machine: here it must not count."""
     chosen = SETTINGS.model_copy(update={"steps": STEPS, "checkpoint_interval": 20, "num_processes": 3})
-    return TrainStage(folder, table, "t", NUM_UNITS, chosen)
+    return TrainStage(parent=folder, labels=labels_in(table, NUM_UNITS), train=chosen)
 
 
 @pytest.fixture(scope="module")
