@@ -11,8 +11,8 @@ import pytest
 from hubert.core.errors import DataError, TransientError
 from hubert.core.files import folder_size
 from hubert.core.locks import find_holder
-from hubert.core.paths import RunFolder
 from hubert.core.outputs import prune_outputs
+from hubert.core.paths import RunFolder
 from hubert.runs.options import Wishes, settle
 from hubert.runs.pipeline import Iteration
 from hubert.runs.prune import STALE_SECONDS, find_prunable, remove_all
