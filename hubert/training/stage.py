@@ -56,13 +56,17 @@ class TrainStage(Stage):
         content = super().done()
         if content is None or content["figures"]["steps"] < self.train.steps:
             return None
-        return content if log_is_whole(self.folder) else None
+        return content if self._is_whole() else None
 
     def receipt(self, index: int, plan: Plan) -> Receipt | None:
         found = super().receipt(index, plan)
         if found is None or found.figures["steps"] < self.train.steps:
             return None
-        return found if log_is_whole(self.folder) else None
+        return found if self._is_whole() else None
+
+    def _is_whole(self) -> bool:
+        """Say whether every checkpoint that was ever written is whole, as far as sizes tell, and the log too."""
+        return not find_lost(self.folder) and log_is_whole(self.folder)
 
     def reads(self) -> list[Path]:
         return [self._table]
@@ -121,8 +125,7 @@ class TrainStage(Stage):
     def is_trained(self) -> bool:
         """Say whether the steps are reached, and counted: the trainer writes its summary after the last checkpoint."""
         summary = read_json(self.folder / "summary.json") or {"steps": 0}
-        is_far_enough = min(self.reached(), int(summary["steps"])) >= self.train.steps
-        return is_far_enough and not find_lost(self.folder) and log_is_whole(self.folder)
+        return min(self.reached(), int(summary["steps"])) >= self.train.steps and self._is_whole()
 
     def outputs(self) -> list[Path]:
         """Return the files of the models. The log and the optimizer's states still change after the stage is done."""
