@@ -273,7 +273,7 @@ def test_a_command_that_goes_on_keeps_what_was_found_and_looks_up_another_name(
     def nobody_home(name: str, setting: str) -> Origin:
         raise ConfigError(f"asked for {name}")
 
-    monkeypatch.setattr("hubert.model.weights.find_origin", nobody_home)
+    monkeypatch.setattr("hubert.training.init.find_origin", nobody_home)
     assert settle(Wishes(run, overrides=["train.steps=5"])).init == first.init
     with pytest.raises(ConfigError, match="asked for another/model"):
         settle(Wishes(run, overrides=["train.init=another/model"]))
