@@ -59,18 +59,26 @@ def recognise(path: Path, *, may_be_compressed: bool = False) -> str:
         return ""
 
 
+def recognise_stub(path: Path) -> str:
+    """Say what stands for a file that was not fetched: a pointer of git-lfs, a web page of an error, an empty file.
+
+    Returns:
+        A description that follows "it is", ending in ". Fix: " and what to do; empty for every other file.
+    """
+    try:
+        with path.open("rb") as file:
+            return _stub(path, file.read(_START))
+    except OSError:
+        return ""
+
+
 def refuse_stub(path: Path) -> None:
-    """Refuse a file that stands for another one, or for none: a pointer of git-lfs, a web page of an error, an empty file.
+    """Refuse a file that stands for another one, or for none (`recognise_stub`).
 
     Raises:
         DataError: it is one.
     """
-    try:
-        with path.open("rb") as file:
-            what = _stub(path, file.read(_START))
-    except OSError:
-        return
-    if what:
+    if what := recognise_stub(path):
         raise DataError(f"{path}: cannot be read: it is {what}")
 
 

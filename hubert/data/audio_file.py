@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import soundfile
 
 from hubert.core.errors import DataError, TransientError
+from hubert.core.recognise import recognise_stub
 
 SYSTEM_ERROR = 2  # libsndfile's code for "ask the operating system"
 
@@ -172,6 +173,9 @@ def _diagnosis(ref: AudioRef, error: soundfile.LibsndfileError, *, opened: bool)
         return unusable(ref, "empty: 0 bytes", "Copy or convert it again, or leave it out.")
     if error.code == SYSTEM_ERROR:
         return TransientError(f"{ref.fileid!r}: opening {location(ref)} failed ({detail}); the disk may recover")
+    what, _, fix = recognise_stub(Path(ref.path)).partition(". Fix: ") if ref.archive is None else ("", "", "")
+    if what:
+        return unusable(ref, f"not audio: {what}", f"{fix[:1].upper()}{fix[1:]}.")
     return unusable(ref, f"not audio: {detail}", "It is damaged, or its name does not say what it is; leave it out.")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from hubert.core.errors import ConfigError, DataError, TransientError
 from hubert.core.files import read_json
 from hubert.core.hashing import digest, file_digest
+from hubert.core.recognise import refuse_stub
 from hubert.model.formats.files import CONFIG_FILE, WEIGHT_FILES, weight_files
 from hubert.model.formats.hub import locate
 from hubert.model.formats.read import own_config
@@ -55,7 +56,7 @@ def weights_digest(path: Path, where: str) -> str:
 
     Raises:
         ConfigError: the folder holds no weights.
-        DataError: from `formats.weight_files`.
+        DataError: from `formats.weight_files`, or a file is no weights at all (`hubert.core.recognise`).
     """
     files = weight_files(path)
     if not files:
@@ -63,6 +64,8 @@ def weights_digest(path: Path, where: str) -> str:
             f"{where}: expected a checkpoint folder with {WEIGHT_FILES[0]} (such as it1/train-…/step-00000400) or another of "
             f"{', '.join(WEIGHT_FILES[1:])}; found none in {path}. A file of another name is given by its own path"
         )
+    for file in files:
+        refuse_stub(file)
     digests = [(file.name, file_digest(file)) for file in files]
     return digests[0][1] if len(digests) == 1 else digest(digests)
 

@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 
 from hubert.core.errors import DataError
 from hubert.core.recognise import is_safetensors, recognise, refuse_stub
+from hubert.data.audio import inspect_audio
+from hubert.data.audio_file import AudioError, AudioRef
 from hubert.features.source import FeatureSource
 from hubert.model.hubert import HuBERT
 from hubert.model.weights import find_origin
@@ -29,7 +31,7 @@ PAGE = b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>"
 STUBS = {
     "pointer of git-lfs": (POINTER, "pointer of git-lfs .* file of 377,569,754 bytes.*`git lfs pull`"),
     "pointer of git-annex": (b"/annex/objects/SHA256E-s3--abc.pt\n", "pointer of git-annex.*git annex get"),
-    "web page": (PAGE, "web page .*Sign in.*download the file again"),
+    "web page": (PAGE, "web page .*Sign in.*ownload the file again"),
     "page behind a byte order mark": (b"\xef\xbb\xbf\n <HTML lang='en'>", "web page"),
     "error of a bucket": (b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>', "web page .*NoSuchKey"),
     "nothing": (b"", "an empty file"),
@@ -173,3 +175,14 @@ def test_archives_that_are_damaged_themselves_do_not_hide_the_reason(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=f"{name}: "):
             HuBERT.from_pretrained(tmp_path / name)
+
+
+@pytest.mark.parametrize("stub", sorted(set(STUBS) - {"nothing"}))
+@pytest.mark.parametrize("suffix", [".flac", ".wav", ".mp3"])
+def test_audio_that_is_a_stub_is_rejected_as_what_it_is(tmp_path, stub, suffix):
+    content, message = STUBS[stub]
+    path = tmp_path / f"speech{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(AudioError, match=message) as error:
+        inspect_audio(AudioRef("the/file", str(path), 0), decode=True, resample=False)
+    assert error.value.reason.startswith("not audio: ")

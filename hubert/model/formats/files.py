@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hubert.core.errors import DataError
 from hubert.core.files import atomic_write, read_json, write_json
-from hubert.core.recognise import recognise, refuse_stub
+from hubert.core.recognise import recognise
 from hubert.model.formats.layouts import OWN
 from hubert.settings.model import ModelConfig
 
@@ -59,8 +59,8 @@ def weight_files(checkpoint: Path) -> list[Path]:
         The files; none if the folder has none of `WEIGHT_FILES`.
 
     Raises:
-        DataError: config.json is damaged or asks for a program; the index is damaged, or a file that it names is missing; a
-            file stands for another one (a pointer of git-lfs), is empty or a web page; one part of several was named.
+        DataError: config.json is damaged or asks for a program; the index is damaged, or a file that it names is missing; one
+            part of several was named.
     """
     content = _read_settings(checkpoint) or {}
     chosen = checkpoint
@@ -70,11 +70,8 @@ def weight_files(checkpoint: Path) -> list[Path]:
         chosen = checkpoint / next((name for name in names if (checkpoint / name).is_file()), WEIGHTS_FILE)
     if not chosen.is_file():
         return []
-    files = [chosen, *_indexed_files(chosen)]
-    for file in files:
-        refuse_stub(file)
     refuse_part(chosen)
-    return files
+    return [chosen, *_indexed_files(chosen)]
 
 
 def refuse_part(file: Path) -> None:
