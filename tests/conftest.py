@@ -6,9 +6,11 @@
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from filelock import FileLock
 
@@ -85,12 +87,17 @@ def service(pytestconfig: pytest.Config) -> "Service":  # noqa: F821
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Stop the service, if there is one, from the process that outlives all others."""
-    if IN_WORKER or not service_root(config).exists():
+    """Stop what all processes of tests shared, and what one left that was interrupted: from the process that ends last."""
+    if IN_WORKER:
         return
-    from tasks.service.service import down
+    if service_root(config).exists():
+        from tasks.service.service import down
 
-    down(service_settings(service_root(config)))
+        down(service_settings(service_root(config)))
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("SLURM_CONF", "").startswith(f"{shared_folder(config)}/"):
+                process.kill()
 
 
 @pytest.fixture(scope="session")
