@@ -16,7 +16,8 @@ import polars as pl
 
 from hubert.core.errors import ConfigError, DataError
 from hubert.data.archives import ARCHIVE_EXTENSIONS, archive_errors, list_members, unreadable
-from hubert.data.manifest import MANIFEST_EXTENSIONS, find_stat, scan_foreign_manifest
+from hubert.data.foreign.scan import scan_foreign_manifest
+from hubert.data.manifest import MANIFEST_EXTENSIONS, find_stat
 from hubert.data.schema import SCHEMA, build_fileid, check_rows, check_unique
 
 FIRST_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".opus")
@@ -53,7 +54,8 @@ def list_audio(
                 are followed; a folder that was seen before is not listed again;
             a tar or zip with uncompressed audio, or a single audio file;
             a manifest: `.csv` or `.jsonl` (fileid, path, and optionally num_samples and the schema's other columns),
-                fairseq's `.tsv`, `.parquet`. Relative paths are relative to its folder. Unknown columns are ignored.
+                fairseq's `.tsv`, `.parquet`. Relative paths are relative to its folder. `hubert.data.foreign` says what
+                becomes of other columns, and of other programs' manifests.
         extensions: suffixes of audio files, in any case of letters.
         speaker: how the speaker follows from the path under the source (inside the archive, for a member):
             "auto": the folders of the first level that has at least 10 different names: right for
@@ -103,7 +105,12 @@ def _list_source(source: Path, extensions: tuple[str, ...], skipped: Counter[str
         raise DataError(f"{source} is compressed, so no single file in it can be read; unpack it, or pack a plain .tar")
     else:
         known = ", ".join((*extensions, *ARCHIVE_EXTENSIONS, *MANIFEST_EXTENSIONS))
-        raise DataError(f"audio source {source}: its suffix is none of {known}; give a folder, archive or manifest")
+        kaldi = (
+            "; of a Kaldi wav.scp, write the two columns as fileid,path into a .csv" if name.endswith(".scp") else ""
+        )
+        raise DataError(
+            f"audio source {source}: its suffix is none of {known}; give a folder, archive or manifest{kaldi}"
+        )
     rows = _without_copies(_frame(found), left)
     skipped.update(left)
     if rows.is_empty():

@@ -416,7 +416,7 @@ def test_a_parquet_with_other_integer_types_is_read(tmp_path: Path) -> None:
         ("m.csv", "fileid,path\n/a,b.wav\n", "fileid must be a relative path"),
         ("m.csv", "fileid,path,offset\na,b.wav,3\n", "needs num_samples"),
         ("m.csv", "fileid,path,archive\na,b.wav,x.tar\n", "belong together"),
-        ("m.jsonl", '{"path": "b.wav"}\n', "fileid must not be empty"),
+        ("m.jsonl", '{"path": "b.wav"}\n', "lacks the columns fileid; it has path"),
         ("m.jsonl", "fileid,path\na,b.wav\n", "cannot be read as .jsonl"),
         ("m.tsv", "path\tnum_samples\na.wav\t12\n", "expected fairseq's format"),
         ("m.tsv", "", "expected fairseq's format"),
