@@ -195,7 +195,7 @@ def run_child(args: argparse.Namespace) -> None:
         with soundfile.SoundFile(path, "w", SAMPLE_RATE, 1) as sound:
             for start in range(0, num_samples, SAMPLE_RATE):
                 sound.write(generator.normal(0, 0.1, min(SAMPLE_RATE, num_samples - start)))
-        values = {"fileid": "long", "path": str(path), "num_samples": num_samples, "size": 1, "mtime_ns": 1}
+        values = {"fileid": "long", "path": str(path), "num_samples": num_samples}
         pl.DataFrame([values], schema=SCHEMA).write_parquet(folder / "manifest.parquet")
         source = FeatureSource(str(folder / "model"), "random", config.num_layers)
         kmeans = KMeansSettings(sample_fraction=1.0)

@@ -5,31 +5,32 @@ files of another rate, so that nothing downstream needs to know what a file was.
 
 Seeking is exact in wav and flac. In Ogg files libsndfile at times lands a block beside the target (its issue 885), and
 an MP3 decoder needs the frames before. So MP3 is decoded from 30 s before the crop, and Ogg (Vorbis, Opus) from the
-start of the file: right, but slow for crops of files that last hours, which are better converted to flac.
+start of the file: right, but slow for crops of files that last hours, which are better converted to flac. Codecs in
+which libsndfile cannot seek at all (GSM 6.10 and other telephone codecs) are decoded from the start, too.
 `read_spans` reads all of a long file, piece by piece, and decodes each sample once, whatever the format.
 """
 
-import math
-import re
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from hubert.core.frames import RECEPTIVE_FIELD, SAMPLE_RATE
-from hubert.data.audio_file import AudioError, AudioRef, Sound, open_audio, unusable
+from hubert.data.audio_file import AudioError, AudioRef, Sound, open_audio, open_bytes, unusable
+from hubert.data.formats.fault import Fault
+from hubert.data.formats.integrity import find_fault, find_loss
+from hubert.data.formats.resampling import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, build_resampler
 
 MIN_SAMPLES = RECEPTIVE_FIELD  # fewer give no frame, neither of the model nor of the MFCC, whose window is as long
 
 # Decoded and dropped before a crop, by container. MP3's bit reservoir reaches back ten frames at most, but libmpg123
 # complains on stderr about each seek: with 30 s most utterances are decoded from their start, in silence, in 11 ms.
-PREROLL_SECONDS = {"MP3": 30, "OGG": 1_000_000}
+WHOLE = 1_000_000  # from the start of the file
+PREROLL_SECONDS = {"MP3": 30, "OGG": WHOLE}
 
 BLOCK = 1 << 18  # frames decoded or resampled at once: bounds the memory for files of any length
 UNKNOWN_LENGTH = 1 << 48  # libsndfile reports a length that the header leaves open as 2^63 - 1
-OPEN_ENDED_WAV = 0x7FFF_0000  # pipes write the largest size they can into the header; it says nothing
 
 Waveform = np.ndarray[tuple[int], np.dtype[np.float32]]
 
@@ -115,8 +116,8 @@ def inspect_audio(ref: AudioRef, *, decode: bool, resample: bool, min_samples: i
 
     Args:
         ref: the file or member.
-        decode: decode all of it (in blocks) and check that the samples are finite and as many as the header says;
-            else believe the header.
+        decode: decode all of it (in blocks), check that the samples are finite and as many as the header says, and read
+            a crop as training will; else only compare what its headers say with its bytes.
         resample: accept other rates and several channels.
         min_samples: the least length, in samples at 16 kHz.
 
@@ -124,20 +125,42 @@ def inspect_audio(ref: AudioRef, *, decode: bool, resample: bool, min_samples: i
         AudioError: it cannot be used; `reason` says why in a few words.
         TransientError: the disk failed.
     """
-    with open_audio(ref) as sound:
-        if not 0 <= sound.frames < UNKNOWN_LENGTH:
-            raise unusable(
-                ref, "unknown length: its header does not say how long it is", "Convert it again, to a file."
+    with open_bytes(ref) as (file, size):
+        _require(ref, find_fault(file, size))
+        with open_audio(ref) as sound:
+            if not 0 <= sound.frames < UNKNOWN_LENGTH:
+                raise unusable(
+                    ref, "unknown length: its header does not say how long it is", "Convert it again, to a file."
+                )
+            _check_format(ref, sound, resample=resample)
+            _require(
+                ref,
+                find_loss(
+                    file,
+                    size,
+                    container=sound.format,
+                    subtype=sound.subtype,
+                    channels=sound.channels,
+                    num_frames=sound.frames,
+                ),
             )
-        _check_format(ref, sound, resample=resample)
-        _check_wav_size(ref, sound)
-        num_samples = converted_length(sound.frames, sound.samplerate)
-        if num_samples < min_samples:
-            reason = f"too short: {num_samples} samples at 16 kHz, at least {min_samples} needed"
-            raise unusable(ref, reason, "Leave it out.")
-        if decode:
-            _decode_all(ref, sound)
-        return AudioInfo(num_samples, sound.samplerate, sound.channels)
+            num_samples = converted_length(sound.frames, sound.samplerate)
+            if num_samples < min_samples:
+                reason = f"too short: {num_samples} samples at 16 kHz, at least {min_samples} needed"
+                raise unusable(ref, reason, "Leave it out.")
+            if decode:
+                _decode_all(ref, sound)
+            info = AudioInfo(num_samples, sound.samplerate, sound.channels)
+            first = 0 if _preroll(sound) == WHOLE else num_samples - min(num_samples, MIN_SAMPLES)
+    if decode:
+        # As a reader will: by a seek of its own, and converted. What it meets must be met here.
+        crop = ref._replace(num_samples=num_samples, offset=None)
+        try:
+            read_waveform(crop, start=first, num_samples=min(num_samples - first, MIN_SAMPLES), resample=resample)
+        except AudioError as error:
+            reason = f"not seekable: all of it can be decoded, but no crop of it ({error.reason})"
+            raise unusable(ref, reason, "Convert it to flac, or leave it out.") from error
+    return info
 
 
 # Checking ---------------------------------------------------------------------------------------------------------
@@ -149,7 +172,18 @@ def _not_finite(ref: AudioRef) -> AudioError:
     )
 
 
+def _require(ref: AudioRef, fault: Fault | None) -> None:
+    if fault is not None:
+        raise unusable(ref, fault.reason, fault.advice)
+
+
 def _check_format(ref: AudioRef, sound: Sound, *, resample: bool) -> None:
+    if not MIN_SAMPLE_RATE <= sound.samplerate <= MAX_SAMPLE_RATE:
+        reason = (
+            f"wrong sample rate: {sound.samplerate} Hz, which no recorder has ({MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE} Hz "
+            "are read)"
+        )
+        raise unusable(ref, reason, "Its header is damaged; convert it again from its source, or leave it out.")
     if resample:
         return
     advice = "Convert it, or set `resample = true` under [data] to have it converted on reading."
@@ -170,16 +204,6 @@ def _check_length(ref: AudioRef, length: int) -> None:
     raise unusable(ref, reason, "It was replaced after the manifest was built; build the manifest again.")
 
 
-def _check_wav_size(ref: AudioRef, sound: Sound) -> None:
-    """Find a wav file that was cut: libsndfile mends the length silently, and only its log tells."""
-    if sound.format not in {"WAV", "WAVEX"}:
-        return
-    found = re.search(r"^data : (\d+) \(should be (\d+)\)", sound.extra_info, re.MULTILINE)
-    if found and int(found[2]) < int(found[1]) < OPEN_ENDED_WAV:
-        reason = f"truncated or damaged: its header says {found[1]} bytes of audio, it has {found[2]}"
-        raise unusable(ref, reason, "Copy or convert it again, or leave it out.")
-
-
 # Decoding ---------------------------------------------------------------------------------------------------------
 
 
@@ -189,6 +213,7 @@ class _Decoder:
     def __init__(self, ref: AudioRef, sound: Sound) -> None:
         self._ref = ref
         self._sound = sound
+        self._position = 0  # counted here, since `tell` seeks
 
     def read(self, first: int, count: int) -> Waveform:
         """Return samples [first, first + count): (count,). Calls must go forwards."""
@@ -197,8 +222,7 @@ class _Decoder:
     def _frames(self, first: int, count: int) -> Waveform:
         """Decode frames [first, first + count) at the file's own rate: (count,)."""
         sound = self._sound
-        origin = max(0, first - PREROLL_SECONDS.get(sound.format, 0) * sound.samplerate)
-        position = sound.tell()
+        origin, position = max(0, first - _preroll(sound) * sound.samplerate), self._position
         if position < origin:
             position = sound.seek(origin)
         while position < first:
@@ -207,6 +231,7 @@ class _Decoder:
                 break
             position += skipped
         frames = sound.read(count, dtype="float32", always_2d=True)
+        self._position = position + len(frames)
         if position != first or len(frames) != count:
             reason = f"truncated or damaged: {len(frames)} of {count} frames could be decoded from frame {first} on"
             raise unusable(self._ref, reason, "It was cut, or replaced after the manifest was built.")
@@ -224,10 +249,8 @@ class _ResamplingDecoder(_Decoder):
 
     def __init__(self, ref: AudioRef, sound: Sound) -> None:
         super().__init__(ref, sound)
-        divisor = math.gcd(sound.samplerate, SAMPLE_RATE)
-        self._old, self._new = sound.samplerate // divisor, SAMPLE_RATE // divisor
-        self._resampler = _resampler(sound.samplerate)
-        self._margin = -(-self._resampler.width // self._old)
+        self._old, self._new, width, self._convert = build_resampler(sound.samplerate)
+        self._margin = -(-width // self._old)
         self._held = np.empty(0, dtype=np.float32)  # decoded already: the margins of neighbouring blocks overlap
         self._held_start = 0
 
@@ -251,15 +274,13 @@ class _ResamplingDecoder(_Decoder):
         padded = torch.zeros(stop - start)
         padded[inside_start - start : inside_stop - start] = torch.from_numpy(self._held[: inside_stop - inside_start])
         shift = (begin // new - margin) * new
-        converted: Waveform = self._resampler(padded).numpy()[begin - shift : end - shift]
+        converted: Waveform = self._convert(padded).numpy()[begin - shift : end - shift]
         return converted
 
 
-@lru_cache(maxsize=32)
-def _resampler(sample_rate: int) -> Any:
-    from torchaudio.transforms import Resample  # training nodes without torchaudio never get here
-
-    return Resample(sample_rate, SAMPLE_RATE)
+def _preroll(sound: Sound) -> int:
+    """Return the seconds that are decoded before a crop."""
+    return PREROLL_SECONDS.get(sound.format, 0) if sound.can_seek else WHOLE
 
 
 def _decode_all(ref: AudioRef, sound: Sound) -> None:

@@ -7,16 +7,18 @@ Whatever fails on the way becomes an `AudioError` (the file is unusable, with a 
 import errno
 import io
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import soundfile
 
 from hubert.core.errors import DataError, TransientError
 from hubert.core.recognise import recognise_stub
 
+BUFFER = 1 << 16  # bytes read at once where the bytes themselves are looked at
 SYSTEM_ERROR = 2  # libsndfile's code for "ask the operating system"
 
 
@@ -30,6 +32,8 @@ class AudioRef(NamedTuple):
     archive: str | None = None  # an uncompressed tar or zip
     byte_offset: int | None = None  # where the member's bytes begin in the archive
     byte_size: int | None = None
+    size: int | None = None  # of the file or archive when the manifest was built; None: not compared
+    mtime_ns: int | None = None
 
 
 class AudioError(DataError):
@@ -60,12 +64,13 @@ class FileSlice(io.RawIOBase):
     def __init__(self, path: str, start: int, size: int) -> None:
         super().__init__()
         self.error: OSError | None = None
-        self._start, self._size, self._position = start, size, 0
+        self.size = size
+        self._start, self._position = start, 0
         self._descriptor = os.open(path, os.O_RDONLY)
 
     def missing_bytes(self) -> int:
         """Return how many bytes the underlying file is too short for this slice."""
-        return max(0, self._start + self._size - os.fstat(self._descriptor).st_size)
+        return max(0, self._start + self.size - os.fstat(self._descriptor).st_size)
 
     def readable(self) -> bool:
         """Return True."""
@@ -81,14 +86,14 @@ class FileSlice(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Move to a position within the slice, in bytes, and return it."""
-        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
         self._position = max(0, origin + offset)
         return self._position
 
     def readinto(self, buffer: Any) -> int:
         """Fill `buffer` from the position on and return the number of bytes read, 0 at the end."""
         view = memoryview(buffer).cast("B")
-        view = view[: max(0, min(len(view), self._size - self._position))]
+        view = view[: max(0, min(len(view), self.size - self._position))]
         done = 0
         try:
             while done < len(view):
@@ -112,8 +117,13 @@ class Sound(soundfile.SoundFile):
     """A file read forwards. soundfile else seeks after each read to where it already is, and MP3 loses track."""
 
     def seekable(self) -> bool:
-        """Return False, to keep `read` from seeking; `seek` works all the same."""
+        """Return False, to keep `read` from seeking; `seek` works all the same, if `can_seek`."""
         return False
+
+    @property
+    def can_seek(self) -> bool:
+        """Whether `seek` works: not in telephone codecs (GSM 6.10, G.721, NMS), nor in DWVW, which only claims it."""
+        return bool(super().seekable()) and not self.subtype.startswith("DWVW")
 
 
 @contextmanager
@@ -121,6 +131,7 @@ def open_audio(ref: AudioRef) -> Iterator[Sound]:
     """Open a file or member, and turn whatever fails until it is closed into an AudioError or TransientError."""
     part: FileSlice | None = None
     opened = False
+    _check_unchanged(ref)
     try:
         if ref.archive is not None:
             part = _open_member(ref)
@@ -138,6 +149,49 @@ def open_audio(ref: AudioRef) -> Iterator[Sound]:
     finally:
         if part is not None:
             part.close()
+
+
+@contextmanager
+def open_bytes(ref: AudioRef) -> Iterator[tuple[BinaryIO, int]]:
+    """Open the bytes of a file or member, and give their number too.
+
+    Raises:
+        AudioError: it is not there, not ours, or its archive was cut.
+        TransientError: the disk failed.
+    """
+    try:
+        part = FileSlice(ref.path, 0, os.stat(ref.path).st_size) if ref.archive is None else _open_member(ref)  # noqa: PTH116
+    except OSError as error:
+        raise _unreadable(ref, error) from error
+    with part:
+        try:
+            yield io.BufferedReader(part, BUFFER), part.size
+        except AudioError as error:
+            if part.error is not None:  # what could not be read was taken for missing
+                raise _unreadable(ref, part.error) from error
+            raise
+        if part.error is not None:
+            raise _unreadable(ref, part.error)
+
+
+def _check_unchanged(ref: AudioRef) -> None:
+    """Compare the size and time of the file or archive with the manifest's; whatever it holds now, it was not checked."""
+    if ref.size is None and ref.mtime_ns is None:
+        return
+    try:
+        status = os.stat(ref.archive or ref.path)  # noqa: PTH116  (strings: this is done for every crop)
+    except OSError as error:
+        raise _unreadable(ref, error) from error
+    if ref.size not in {None, status.st_size}:
+        reason = f"changed: it had {ref.size} bytes when the manifest was built, it has {status.st_size}"
+    elif ref.mtime_ns not in {None, status.st_mtime_ns}:
+        was, now = (
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at / 1e9)) for at in (ref.mtime_ns, status.st_mtime_ns)
+        )
+        reason = f"changed: it was last written at {was} when the manifest was built, and again at {now}"
+    else:
+        return
+    raise unusable(ref, reason, "Put the old file back (`cp -p` keeps its time), or build the manifest again.")
 
 
 def _open_member(ref: AudioRef) -> FileSlice:

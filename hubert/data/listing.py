@@ -6,22 +6,24 @@ as they lie in it, a manifest's rows as they stand. So one more file changes the
 
 import os
 import re
-import struct
-import tarfile
-import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from posixpath import splitext
 from typing import Any
 
 import polars as pl
 
-from hubert.core.errors import ConfigError, DataError, TransientError
-from hubert.data.audio_file import is_permanent
-from hubert.data.manifest import MANIFEST_EXTENSIONS, find_stat, scan_foreign_manifest
+from hubert.core.errors import ConfigError, DataError
+from hubert.data.archives import ARCHIVE_EXTENSIONS, archive_errors, list_members, unreadable
+from hubert.data.foreign.scan import scan_foreign_manifest
+from hubert.data.manifest import MANIFEST_EXTENSIONS, find_stat
 from hubert.data.schema import SCHEMA, build_fileid, check_rows, check_unique
 
-AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".opus")
-ARCHIVE_EXTENSIONS = (".tar", ".zip")
+FIRST_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".opus")
+# A file of these that lies beside one of the first with the same name is taken for its original or copy.
+MORE_EXTENSIONS = (".aif", ".aiff", ".aifc", ".au", ".caf", ".oga", ".rf64", ".sph", ".w64")
+AUDIO_EXTENSIONS = (*FIRST_EXTENSIONS, *MORE_EXTENSIONS)
 COMPRESSED_EXTENSIONS = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".tzst", ".7z", ".rar")
 
 MIN_SPEAKERS = 10
@@ -30,11 +32,19 @@ CHUNK = 100_000  # rows that become Python objects at once
 
 SPEAKER_RULES = {"auto": None, "none": None, "first": "^([^/]+)/", "parent": "([^/]+)/[^/]+$"}
 
+# What macOS adds to a folder, and to a zip that it makes: resource forks, named like the files they belong to.
+MACOS_FOLDER, MACOS_PREFIX, MACOS_FILES = "__MACOSX", "._", {".DS_Store", ".localized"}
+MACOS, COPIES = "files of macOS", "second copies"  # what `skipped` counts beside suffixes
+
 Row = tuple[Any, ...]
 
 
 def list_audio(
-    sources: Sequence[Path], *, extensions: Sequence[str] = AUDIO_EXTENSIONS, speaker: str = "auto"
+    sources: Sequence[Path],
+    *,
+    extensions: Sequence[str] = AUDIO_EXTENSIONS,
+    speaker: str = "auto",
+    skipped: Counter[str] | None = None,
 ) -> pl.LazyFrame:
     """List the audio in all sources, one row each, in the order of the sources.
 
@@ -44,13 +54,16 @@ def list_audio(
                 are followed; a folder that was seen before is not listed again;
             a tar or zip with uncompressed audio, or a single audio file;
             a manifest: `.csv` or `.jsonl` (fileid, path, and optionally num_samples and the schema's other columns),
-                fairseq's `.tsv`, `.parquet`. Relative paths are relative to its folder. Unknown columns are ignored.
+                fairseq's `.tsv`, `.parquet`. Relative paths are relative to its folder. `hubert.data.foreign` says what
+                becomes of other columns, and of other programs' manifests.
         extensions: suffixes of audio files, in any case of letters.
         speaker: how the speaker follows from the path under the source (inside the archive, for a member):
             "auto": the folders of the first level that has at least 10 different names: right for
                 speaker/chapter/utterance, for subset/speaker/chapter/utterance, and for a flat folder (none);
             "first": the first folder; "parent": the folder that holds the file; "none";
             else a regular expression (of Rust's regex crate) with one group. Speakers that a manifest names stay.
+        skipped: counts the files in folders and archives that are not taken: by suffix (`.txt`; "" without one), `MACOS`
+            (`._x.wav`, `__MACOSX/`, `.DS_Store`), and `COPIES` (`x.sph` beside `x.wav`).
 
     Returns:
         Rows of the schema. `num_samples` is null where no manifest gives it; `size` and `mtime_ns` are null for files
@@ -65,36 +78,44 @@ def list_audio(
         raise ConfigError("no audio: `audio` names no folder, archive or manifest")
     pattern = SPEAKER_RULES.get(speaker) if speaker in SPEAKER_RULES else _check_pattern(speaker)
     suffixes = tuple(suffix.lower() for suffix in extensions)
+    skipped = Counter() if skipped is None else skipped
     parts = []
     for source in sources:
         path = Path(os.path.abspath(source))  # noqa: PTH100  (unlike resolve, it keeps the links as they were given)
-        parts.append(_with_speakers(_list_source(path, suffixes), speaker, pattern, path).select(list(SCHEMA)))
+        parts.append(_with_speakers(_list_source(path, suffixes, skipped), speaker, pattern, path).select(list(SCHEMA)))
     listed = pl.concat(parts)
     check_unique(listed)
     return listed
 
 
-def _list_source(source: Path, extensions: tuple[str, ...]) -> pl.LazyFrame:
+def _list_source(source: Path, extensions: tuple[str, ...], skipped: Counter[str]) -> pl.LazyFrame:
     """List one source: rows of the schema, and `inner`, the path from which the speaker follows if not the fileid."""
-    name = source.name.lower()
+    name, left = source.name.lower(), Counter[str]()
     if source.is_dir():
-        found = _folder_rows(source, extensions)
+        found = _folder_rows(source, extensions, left)
     elif not source.exists():
         raise DataError(f"audio source {source} does not exist; correct `audio` (it is relative to `data`)")
     elif name.endswith(MANIFEST_EXTENSIONS):
         return scan_foreign_manifest(source).with_columns(inner=pl.lit(None, dtype=pl.String))
     elif name.endswith(ARCHIVE_EXTENSIONS):
-        found = _archive_rows(source, None, extensions)
+        found = _archive_rows(source, None, extensions, left)
     elif name.endswith(extensions):
         found = iter([_file_row(source.name, str(source))])
     elif name.endswith(COMPRESSED_EXTENSIONS):
         raise DataError(f"{source} is compressed, so no single file in it can be read; unpack it, or pack a plain .tar")
     else:
         known = ", ".join((*extensions, *ARCHIVE_EXTENSIONS, *MANIFEST_EXTENSIONS))
-        raise DataError(f"audio source {source}: its suffix is none of {known}; give a folder, archive or manifest")
-    rows = _frame(found)
+        kaldi = (
+            "; of a Kaldi wav.scp, write the two columns as fileid,path into a .csv" if name.endswith(".scp") else ""
+        )
+        raise DataError(
+            f"audio source {source}: its suffix is none of {known}; give a folder, archive or manifest{kaldi}"
+        )
+    rows = _without_copies(_frame(found), left)
+    skipped.update(left)
     if rows.is_empty():
-        raise DataError(f"no audio in {source}: no file ends in {', '.join(extensions)}; {_hint(source)}")
+        seen = f" (it holds {describe_skipped(left)})" if left else ""
+        raise DataError(f"no audio in {source}: no file ends in {', '.join(extensions)}{seen}; {_hint(source)}")
     check_rows(rows, where=f"audio source {source}")
     return rows.lazy()
 
@@ -104,6 +125,40 @@ def _hint(source: Path) -> str:
         if path.name.lower().endswith(COMPRESSED_EXTENSIONS):
             return f"{path} is compressed: unpack it, or pack it as a plain .tar"
     return "give the folder or archive that holds the audio"
+
+
+# What is left out -------------------------------------------------------------------------------------------------
+
+
+def describe_skipped(skipped: Counter[str], *, num_suffixes: int = 8) -> str:
+    """Write the counts of files that were not taken on one line: "100 .m4a, 20 .txt, 50 files of macOS"."""
+    suffixes = sorted((-count, name) for name, count in skipped.items() if name not in {MACOS, COPIES})
+    shown = [f"{-count:,} {name or 'without a suffix'}" for count, name in suffixes[:num_suffixes]]
+    if rest := -sum(count for count, _ in suffixes[num_suffixes:]):
+        shown.append(f"{rest:,} of other suffixes")
+    return ", ".join([*shown, *(f"{skipped[name]:,} {name}" for name in (MACOS, COPIES) if skipped[name])])
+
+
+def _count_skipped(name: str, skipped: Counter[str]) -> None:
+    """Count a file that is not taken, by its path under the root or in its archive."""
+    skipped[MACOS if _is_of_macos(name) else splitext(name.lower())[1]] += 1
+
+
+def _is_of_macos(name: str) -> bool:
+    *folders, last = name.split("/")
+    return last.startswith(MACOS_PREFIX) or last in MACOS_FILES or MACOS_FOLDER in folders
+
+
+def _without_copies(rows: pl.DataFrame, skipped: Counter[str]) -> pl.DataFrame:
+    """Leave out `x.sph` where `x.wav` is there, too: the two are one recording, and have one fileid."""
+    path = pl.col("path").str.to_lowercase()
+    is_later = pl.any_horizontal(path.str.ends_with(suffix) for suffix in MORE_EXTENSIONS)
+    later = rows.filter(is_later)["fileid"]
+    if later.is_empty():
+        return rows
+    both = rows.filter(~is_later & pl.col("fileid").is_in(later.implode()))["fileid"]
+    skipped.update({COPIES: both.len()} if both.len() else {})
+    return rows.filter(~(is_later & pl.col("fileid").is_in(both.implode())))
 
 
 # Folders ----------------------------------------------------------------------------------------------------------
@@ -145,7 +200,7 @@ def _text(name: str) -> str:
     return name
 
 
-def _folder_rows(root: Path, extensions: tuple[str, ...]) -> Iterator[Row]:
+def _folder_rows(root: Path, extensions: tuple[str, ...], skipped: Counter[str]) -> Iterator[Row]:
     """Walk a folder in the order of its paths' parts."""
     seen: set[tuple[int, int]] = set()
 
@@ -158,15 +213,19 @@ def _folder_rows(root: Path, extensions: tuple[str, ...]) -> Iterator[Row]:
             with os.scandir(folder) as found:
                 entries = sorted(found, key=lambda entry: entry.name)
         except OSError as error:
-            raise _failure(f"folder {folder}", error) from error
+            raise unreadable(f"folder {folder}", error) from error
         for entry in entries:
             lower, name = entry.name.lower(), prefix + entry.name
             if _is_folder(entry):
                 yield from walk(entry.path, name + "/")
+            elif _is_of_macos(name):
+                _count_skipped(name, skipped)
             elif lower.endswith(extensions):
                 yield _file_row(name, entry.path)
             elif lower.endswith(ARCHIVE_EXTENSIONS):
-                yield from _archive_rows(Path(entry.path), name, extensions)
+                yield from _archive_rows(Path(entry.path), name, extensions, skipped)
+            else:
+                _count_skipped(name, skipped)
 
     yield from walk(str(root), "")
 
@@ -178,64 +237,25 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _failure(what: str, error: OSError) -> DataError | TransientError:
-    if is_permanent(error):
-        return DataError(f"{what} cannot be read ({error.strerror}); change its permissions, or leave it out")
-    return TransientError(f"{what} cannot be read ({error.strerror}); the disk or network may recover")
-
-
 # Archives ---------------------------------------------------------------------------------------------------------
 
 
-def _archive_rows(archive: Path, name: str | None, extensions: tuple[str, ...]) -> Iterator[Row]:
+def _archive_rows(archive: Path, name: str | None, extensions: tuple[str, ...], skipped: Counter[str]) -> Iterator[Row]:
     """List the audio in a tar or zip; `name` is the archive's path under the root, None if it is the root."""
+
+    def is_wanted(member: str) -> bool:
+        if member.lower().endswith(extensions) and not _is_of_macos(member):
+            return True
+        _count_skipped(member, skipped)
+        return False
+
     path = _text(str(archive))
-    members = _tar_members if path.lower().endswith(".tar") else _zip_members
-    try:
+    with archive_errors(archive):
         status = archive.stat()
-        for member, start, size in members(archive, extensions):
+        for member, start, size in list_members(archive, is_wanted):
             inner = build_fileid(_text(member))
             fileid = inner if name is None else f"{build_fileid(name)}/{inner}"
             yield (fileid, member, None, None, path, start, size, None, status.st_size, status.st_mtime_ns, inner)
-    except (tarfile.TarError, zipfile.BadZipFile, struct.error) as error:
-        raise DataError(
-            f"archive {archive} cannot be read ({error}): it is cut, damaged or compressed; copy it again, or pack it as "
-            "a plain .tar"
-        ) from error
-    except OSError as error:
-        raise _failure(f"archive {archive}", error) from error
-
-
-def _tar_members(archive: Path, extensions: tuple[str, ...]) -> Iterator[tuple[str, int, int]]:
-    """Give name, first byte and number of bytes of each audio member of a tar."""
-    with tarfile.open(archive, mode="r:") as tar:
-        while (member := tar.next()) is not None:
-            tar.members = []  # type: ignore[attr-defined]  # it keeps all headers: 1 GB for a million members
-            if member.isdir() or not member.name.lower().endswith(extensions):
-                continue
-            if not member.isreg() or member.issparse():
-                raise DataError(
-                    f"archive {archive}: member {member.name!r} is a link or sparse, so its bytes are not in one place; "
-                    "pack it again with `tar --dereference --hard-dereference`"
-                )
-            yield member.name, member.offset_data, member.size
-
-
-def _zip_members(archive: Path, extensions: tuple[str, ...]) -> Iterator[tuple[str, int, int]]:
-    """Give name, first byte and number of bytes of each audio member of a zip."""
-    with zipfile.ZipFile(archive) as directory, archive.open("rb") as file:
-        for member in directory.infolist():
-            if member.is_dir() or not member.filename.lower().endswith(extensions):
-                continue
-            if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
-                raise DataError(
-                    f"archive {archive}: member {member.filename!r} is compressed or encrypted, so a part of it cannot be read "
-                    "alone; pack it again with `zip -0` (audio hardly shrinks), or as a plain .tar"
-                )
-            # The local header repeats the name and may carry other extra fields than the directory's.
-            file.seek(member.header_offset + 26)
-            name, extra = struct.unpack("<HH", file.read(4))
-            yield member.filename, member.header_offset + 30 + name + extra, member.file_size
 
 
 # Speakers ---------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ Functions take a DataFrame or a LazyFrame. Ten million rows are 2.5 GB as a Data
 them, and all work on them stays below 4 GB (`benchmarks/studies/manifest_scale.py`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from posixpath import normpath, splitext
 
 import polars as pl
@@ -125,8 +125,13 @@ RULES: dict[str, pl.Expr] = {
 }
 
 
-def check_rows(rows: AnyRows, *, where: str) -> None:
+def check_rows(rows: AnyRows, *, where: str, line_of: Callable[[int], str] | None = None) -> None:
     """Check the values of each row, in one streamed pass.
+
+    Args:
+        rows: of the schema.
+        where: what they are, for the error.
+        line_of: gives where a row (counted from 0) stands in its file, such as "line 12".
 
     Raises:
         DataError: a row breaks a rule; names the first such row, the rule and how many rows break it.
@@ -139,10 +144,12 @@ def check_rows(rows: AnyRows, *, where: str) -> None:
     )
     for name, count in counts.items():
         if count:
-            first = lazy.filter(RULES[name]).head(1).collect().row(0, named=True)
+            first = lazy.with_row_index("__row").filter(RULES[name]).head(1).collect().row(0, named=True)
+            row = first.pop("__row")
+            place = f" on {line_of(row)}" if line_of else ""
             shown = {column: value for column, value in first.items() if value is not None}
             raise DataError(
-                f"{where}: {name}; {count} rows break this rule, the first is {shown}. Correct or rename them"
+                f"{where}: {name}; {count} rows break this rule, the first{place} is {shown}. Correct or rename them"
             )
 
 

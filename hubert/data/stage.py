@@ -11,6 +11,8 @@ The key is a digest of what was found (fileid, size, time of change, span, speak
 new manifest, and only the shards that it falls into are checked again.
 """
 
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +26,7 @@ from hubert.core.files import atomic_write
 from hubert.core.frames import SAMPLE_RATE
 from hubert.core.hashing import digest
 from hubert.core.stage import Figures, Receipt, Spec, Stage
-from hubert.data.listing import list_audio
+from hubert.data.listing import COPIES, MACOS, describe_skipped, list_audio
 from hubert.data.manifest import (
     MANIFEST_EXTENSIONS,
     read_manifest,
@@ -37,6 +39,8 @@ from hubert.data.schema import check_unique, cut_segments
 from hubert.data.split import manifest_digest, plan_shards, shard_digests, split_manifest
 from hubert.data.verify import check_rejected, verify_rows
 from hubert.settings.sections import DataSettings
+
+log = logging.getLogger(__name__)
 
 TRAIN, VALIDATION = "train", "validation"
 PLACE = ("path", "archive")  # the columns that say where a row's audio is
@@ -58,7 +62,12 @@ class ManifestStage(Stage):
     @cached_property
     def _listing(self) -> dict[str, pl.LazyFrame]:
         parts = {TRAIN: self.audio, VALIDATION: self.validation_audio}
-        return {part: list_audio(paths, speaker=self.data.speaker) for part, paths in parts.items() if paths}
+        self._skipped: Counter[str] = Counter()
+        return {
+            part: list_audio(paths, speaker=self.data.speaker, skipped=self._skipped)
+            for part, paths in parts.items()
+            if paths
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the listing behind: a shard reads its rows from the stage's folder."""
@@ -158,6 +167,7 @@ class ManifestStage(Stage):
         outputs = [self.everything, self.rejected]
         figures: Figures = {
             "num_rejected": len(names),
+            **self._count_skipped(),
             "sources": self._sources,
             "places": self._places,
             **extent(scan_manifest(self.everything)),
@@ -169,6 +179,20 @@ class ManifestStage(Stage):
                 figures[part] = extent(scan_manifest(path))
                 outputs.append(path)
         return outputs, figures
+
+    def _count_skipped(self) -> Figures:
+        """Count the files that were not taken, and say so on one line."""
+        _ = self._listing  # counts them
+        skipped = self._skipped
+        if skipped:
+            log.warning("%s: not taken: %s", self.label, describe_skipped(skipped))
+        others = {name: count for name, count in skipped.most_common() if name not in {MACOS, COPIES}}
+        return {
+            "num_skipped_suffixes": sum(others.values()),
+            "num_skipped_macos": skipped[MACOS],
+            "num_skipped_copies": skipped[COPIES],
+            "skipped_suffixes": others,
+        }
 
     def _split(self, usable: dict[str, pl.LazyFrame]) -> dict[str, pl.LazyFrame]:
         if VALIDATION in usable:

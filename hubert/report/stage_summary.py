@@ -67,6 +67,11 @@ def _manifest(_stage: Stage, figures: Figures) -> StageSummary:
     remarks = [f"read from {', '.join(f'`{source}`' for source in figures.get('sources', []))}"]
     if rejected:
         remarks.append("path and reason of each rejected file: `rejected.parquet` in the folder below")
+    if skipped := sum(figures.get(f"num_skipped_{kind}", 0) for kind in ("suffixes", "macos", "copies")):
+        suffixes = ", ".join(
+            f"{count:,} {suffix or 'without one'}" for suffix, count in figures["skipped_suffixes"].items()
+        )
+        remarks.append(f"{files(skipped)} not taken" + (f", by suffix: {suffixes}" if suffixes else ""))
     headline = f"{files(figures['num_files'])}, {_hours(figures['hours'])} of audio; {said}"
     return StageSummary(headline, [(("", "files", "audio"), rows)], remarks)
 

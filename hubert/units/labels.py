@@ -9,6 +9,7 @@
         archive.npy            (n,) int32, index into archives.json; -1: a plain file
         byte_offset.npy        (n,) int64, place of a member in its archive; -1: a plain file
         byte_size.npy          (n,) int64
+        size.npy, mtime_ns.npy (n,) int64, of the file or archive that was labelled; tables of older versions lack them
         fileid_hash.npy        (n,) uint64: every random draw about a file is seeded by it, never by its row
         paths.npy, path_offsets.npy, fileids.npy, fileid_offsets.npy     utf-8 bytes and their bounds
 
@@ -83,6 +84,8 @@ class _TableWriter:
         self.archive = column("archive", np.int32)
         self.byte_offset = column("byte_offset", np.int64)
         self.byte_size = column("byte_size", np.int64)
+        self.size = column("size", np.int64)
+        self.mtime_ns = column("mtime_ns", np.int64)
         self.fileid_hash = column("fileid_hash", np.uint64)
         self.texts = {
             name: (column(f"{name}s", np.uint8), column(f"{name}_offsets", np.int64)) for name in ("path", "fileid")
@@ -102,6 +105,8 @@ class _TableWriter:
         self.segment_start.append(_integers(chunk, "offset", len(fileids)))
         self.byte_offset.append(_integers(chunk, "byte_offset", len(fileids)))
         self.byte_size.append(_integers(chunk, "byte_size", len(fileids)))
+        self.size.append(_integers(chunk, "size", len(fileids)))
+        self.mtime_ns.append(_integers(chunk, "mtime_ns", len(fileids)))
         archives = chunk.get("archive", [None] * len(fileids))
         self.archive.append(
             [-1 if name is None else self.archives.setdefault(str(name), len(self.archives)) for name in archives]
@@ -159,7 +164,8 @@ def write_table(
     Args:
         path: folder of the table.
         chunks: mappings from the manifest's column names, and `units`, to their values in order (lists, arrays or
-            polars columns); `offset`, `archive`, `byte_offset` and `byte_size` may be absent or hold None.
+            polars columns); `offset`, `archive`, `byte_offset`, `byte_size`, `size` and `mtime_ns` may be absent or hold
+            None.
         frame_rate: of the units, in Hz (50, or 100 for MFCC).
         num_units: size of the codebook; each unit is below it.
         codebook: key of the codebook, kept for the record.
@@ -228,7 +234,7 @@ class Table:
         return self._text("fileid", row)
 
     def audio_ref(self, row: int) -> AudioRef:
-        """Return where the audio of a row lies."""
+        """Return where the audio of a row lies, and what its file was like when it was labelled."""
         member = int(self._archive[row])
         return AudioRef(
             fileid=self.fileid(row),
@@ -238,6 +244,8 @@ class Table:
             archive=None if member < 0 else self._archives[member],
             byte_offset=_optional(self._byte_offset[row]),
             byte_size=_optional(self._byte_size[row]),
+            size=None if self._size is None else _optional(self._size[row]),
+            mtime_ns=None if self._mtime_ns is None else _optional(self._mtime_ns[row]),
         )
 
     @cached_property
@@ -264,6 +272,18 @@ class Table:
     @cached_property
     def _byte_size(self) -> IntArray:
         return self._column("byte_size", self._length)
+
+    @cached_property
+    def _size(self) -> IntArray | None:
+        return self._later_column("size")
+
+    @cached_property
+    def _mtime_ns(self) -> IntArray | None:
+        return self._later_column("mtime_ns")
+
+    def _later_column(self, name: str) -> IntArray | None:
+        """Return a column that tables of older versions lack, or None."""
+        return self._column(name, self._length) if (self.folder / f"{name}.npy").exists() else None
 
     @cached_property
     def _texts(self) -> dict[str, tuple[npt.NDArray[np.uint8], IntArray]]:

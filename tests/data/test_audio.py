@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from hubert.core.errors import DataError, TransientError
 from hubert.core.frames import SAMPLE_RATE
-from hubert.data.audio import MIN_SAMPLES, converted_length, inspect_audio, read_waveform
-from hubert.data.audio_file import AudioError, AudioRef, FileSlice
+from hubert.data.audio import MIN_SAMPLES, converted_length, inspect_audio, read_spans, read_waveform
+from hubert.data.audio_file import AudioError, AudioRef, FileSlice, Sound
 
 CROPS = [(0, 400), (1, 8_000), (7_919, 16_000), (23_040, 12_345), (39_600, 400)]
 LENGTH = 40_000
@@ -246,10 +246,83 @@ def test_inspecting_a_good_file_gives_its_length_rate_and_channels(tmp_path: Pat
         assert inspect_audio(ref, decode=decode, resample=False) == (LENGTH, SAMPLE_RATE, 1)
 
 
-def test_the_header_alone_does_not_find_a_truncated_flac(tmp_path: Path) -> None:
+def test_the_headers_alone_do_not_find_bad_samples(tmp_path: Path) -> None:
     """Why `verify` decodes by default."""
-    path = make_bad_file(tmp_path, "truncated flac")
+    path = make_bad_file(tmp_path, "NaN")
     assert inspect_audio(AudioRef("a", str(path), 0), decode=False, resample=False).num_samples == LENGTH
+
+
+# Those that libsndfile cannot seek in, or only claims to; the others stand for what it can.
+CODECS = [
+    ("WAV", "GSM610"),
+    ("WAV", "G721_32"),
+    ("WAV", "NMS_ADPCM_32"),
+    ("W64", "GSM610"),
+    ("AIFF", "GSM610"),
+    ("AIFF", "DWVW_16"),
+    ("AU", "G721_32"),
+    ("AU", "G723_24"),
+    ("AU", "G723_40"),
+    ("WAV", "MS_ADPCM"),
+    ("WAV", "IMA_ADPCM"),
+    ("CAF", "ALAC_16"),
+    ("NIST", "ULAW"),
+]
+
+
+@pytest.mark.parametrize(("container", "codec"), CODECS)
+def test_whatever_the_check_accepts_is_read_crop_by_crop_too(tmp_path: Path, container: str, codec: str) -> None:
+    path = tmp_path / "a.bin"
+    soundfile.write(path, make_speech(LENGTH), SAMPLE_RATE, format=container, subtype=codec)
+    with Sound(path) as sound:  # soundfile's own would seek
+        whole = torch.from_numpy(sound.read(sound.frames, dtype="float32"))
+    info = inspect_audio(AudioRef("a", str(path), 0), decode=True, resample=False)
+    assert info.num_samples == len(whole) >= LENGTH
+    ref = AudioRef("a", str(path), info.num_samples)
+    for start, count in CROPS:
+        assert torch.equal(read_waveform(ref, start=start, num_samples=count), whole[start : start + count])
+    spans = [(start, 9_000) for start in range(0, LENGTH - 9_000, 7_000)]
+    for (start, count), crop in zip(spans, read_spans(ref, spans), strict=True):
+        assert torch.equal(crop, whole[start : start + count])
+
+
+def test_the_check_reads_as_training_does_and_reports_what_training_would_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A codec that decodes forwards and cannot seek, if libsndfile said that it can: DWVW is one."""
+    path = tmp_path / "a.aiff"
+    soundfile.write(path, make_speech(LENGTH), SAMPLE_RATE, subtype="DWVW_16")
+    monkeypatch.setattr(Sound, "can_seek", True)
+    with pytest.raises(AudioError, match=r"not seekable: .*psf_fseek"):
+        inspect_audio(AudioRef("a", str(path), 0), decode=True, resample=False)
+
+
+@pytest.mark.parametrize("change", ["other bytes", "another size", "gone"])
+@pytest.mark.parametrize("archived", [False, True])
+def test_a_file_that_was_replaced_since_the_manifest_is_not_read_although_its_length_fits(
+    tmp_path: Path, change: str, archived: bool
+) -> None:
+    path, place = tmp_path / "a.wav", tmp_path / "a.wav"
+    ref = write_audio(path, make_speech(LENGTH))
+    if archived:
+        place = tmp_path / "x.tar"
+        start, size = write_tar(place, [path])["a.wav"]
+        ref = AudioRef("a", "a.wav", LENGTH, None, str(place), start, size)
+    before = place.stat()
+    ref = ref._replace(size=before.st_size, mtime_ns=before.st_mtime_ns)
+    assert len(read_waveform(ref)) == LENGTH
+    content = place.read_bytes()
+    match change:
+        case "other bytes":
+            place.write_bytes(content)
+            os.utime(place, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000))
+        case "another size":
+            place.write_bytes(content + bytes(2))
+            os.utime(place, ns=(before.st_atime_ns, before.st_mtime_ns))
+        case "gone":
+            place.unlink()
+    with pytest.raises(AudioError, match="missing" if change == "gone" else r"changed: .*build the manifest again"):
+        read_waveform(ref, num_samples=500)
 
 
 def test_a_wav_that_a_pipe_wrote_with_an_open_length_is_accepted(tmp_path: Path) -> None:
@@ -307,6 +380,9 @@ def test_a_failing_disk_is_transient_and_not_a_bad_file(tmp_path: Path, monkeypa
     monkeypatch.setattr(os, "preadv", fail)
     with pytest.raises(TransientError, match="Input/output error"):
         read_waveform(ref)
+    for either in (ref, AudioRef("a", str(path), 0)):
+        with pytest.raises(TransientError, match="Input/output error"):
+            inspect_audio(either, decode=True, resample=False)
 
 
 @pytest.mark.parametrize(("start", "count"), [(-1, 10), (0, 0), (LENGTH, 1), (LENGTH - 10, 11)])

@@ -534,9 +534,7 @@ def write_recordings(folder: Path, seconds: list[float]) -> pl.DataFrame:
         path = folder / f"{number}.wav"
         soundfile.write(path, 0.1 * generator.standard_normal(round(length * 16_000)), 16_000)
         num_samples = round(length * 16_000)
-        values.append(
-            {"fileid": f"s/{number}", "path": str(path), "num_samples": num_samples, "size": 1, "mtime_ns": 1}
-        )
+        values.append({"fileid": f"s/{number}", "path": str(path), "num_samples": num_samples})
         starts = np.arange(0, length, 0.3)
         if number < len(seconds) - 1:
             lines += [f"{number},{a:.1f},{min(a + 0.3, length):.1f},{'AB'[i % 2]}" for i, a in enumerate(starts)]

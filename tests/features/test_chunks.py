@@ -73,7 +73,7 @@ def write_audio(folder: Path, lengths: list[int], suffix: str = "wav") -> pl.Dat
     for number, length in enumerate(lengths):
         path = folder / f"{number}.{suffix}"
         soundfile.write(path, make_speech(length, number), SAMPLE_RATE)
-        values.append({"fileid": f"s/{number}", "path": str(path), "num_samples": length, "size": 1, "mtime_ns": 1})
+        values.append({"fileid": f"s/{number}", "path": str(path), "num_samples": length})
     return pl.DataFrame(values, schema=SCHEMA)
 
 

@@ -33,6 +33,8 @@ def chunk(first: int, count: int, *, frame_rate: int = 100) -> dict:
         ],
         "byte_offset": [512 * row if is_member else None for row, is_member in zip(rows, member, strict=True)],
         "byte_size": [100 + row if is_member else None for row, is_member in zip(rows, member, strict=True)],
+        "size": [4_000_000_000 + row for row in rows],
+        "mtime_ns": [1_700_000_000_000_000_000 + row if row % 4 else None for row in rows],
         "units": [(np.arange(number) + row) % 10 for row, number in zip(rows, numbers, strict=True)],
     }
 
@@ -56,6 +58,14 @@ def test_a_table_gives_back_every_row_of_every_chunk(tmp_path):
         assert table.fileid(row) == whole["fileid"][row]
     assert np.array_equal(table.fileid_hash, hash_fileids(whole["fileid"]))
     assert table.hours == pytest.approx(sum(whole["num_samples"]) / 16_000 / 3600)
+
+
+def test_a_table_of_an_older_version_is_read_without_sizes_and_times(tmp_path):
+    write_table(tmp_path / "table", [chunk(0, 5)], **FORMAT)
+    for name in ("size", "mtime_ns"):
+        (tmp_path / "table" / f"{name}.npy").unlink()
+    ref = Table(tmp_path / "table").audio_ref(3)
+    assert (ref.path, ref.size, ref.mtime_ns) == (chunk(3, 1)["path"][0], None, None)
 
 
 def test_polars_columns_with_nulls_are_taken_as_they_come_from_the_units_stage(tmp_path):
