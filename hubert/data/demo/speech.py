@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from hubert.core.errors import DataError
 from hubert.data.demo import espeak
+from hubert.data.phones import SILENCE
 
 SAMPLE_RATE = 16_000
-SILENCE = "SIL"
 
 Segments = list[tuple[float, float, str]]  # start and end in seconds, phone
 Speech = tuple[list[tuple[str, int]], NDArray[np.int16]]  # mnemonic and first sample of each phone; 22.05 kHz samples

@@ -63,8 +63,9 @@ class QualityStage(Stage):
 
     @cached_property
     def _alignments_digest(self) -> str:
+        root = self.alignments if self.alignments.is_dir() else self.alignments.parent
         files = sorted(path for path in self.alignments.rglob("*") if path.is_file()) or [self.alignments]
-        return digest([[path.name, file_digest(path)] for path in files])
+        return digest([[path.relative_to(root).as_posix(), file_digest(path)] for path in files])
 
     def settings(self) -> dict[str, Any]:
         used = {
