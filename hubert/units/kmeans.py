@@ -24,6 +24,8 @@ from hubert.settings.sections import KMeansSettings
 from hubert.units.codebook import CHUNK, Codebook, nearest_centroids, read_given
 
 Chunks = Callable[[], Iterable[Tensor]]
+# Feature shards, first centroids (K, D) and settings -> centroids (K, D) float32 and the number of iterations.
+Lloyd = Callable[[Sequence[Path], Tensor, KMeansSettings], tuple[Tensor, int]]
 
 
 def draw_frames(shards: Sequence[Path], num_frames: int, seed: int) -> Tensor:
@@ -91,6 +93,16 @@ def torch_lloyd(chunks: Chunks, centroids: Tensor, *, max_iterations: int, toler
     return centroids.cpu(), iteration
 
 
+def lloyd_in_process(shards: Sequence[Path], centroids: Tensor, settings: KMeansSettings) -> tuple[Tensor, int]:
+    """Run `torch_lloyd` over feature shards; returns centroids (K, D) float32 and the number of iterations."""
+    return torch_lloyd(
+        lambda: iterate_chunks(shards),
+        centroids,
+        max_iterations=settings.max_iterations,
+        tolerance=settings.tolerance,
+    )
+
+
 def mean_variance(chunks: Chunks) -> float:
     """Return the variance of the frames, averaged over the dimensions: what Lloyd's tolerance is relative to."""
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
@@ -141,6 +153,7 @@ class KMeansStage(Stage):
     kmeans: KMeansSettings
     given: Mapping[str, str] = field(default_factory=dict)  # the codebook that the recipe names: its path and digest
     chunks: ChunkRule = DEFAULT_RULE  # in the features' key where it matters; noted in the codebook in any case
+    lloyd: Lloyd = lloyd_in_process  # not in the key: `tasks.kmeans.dask_lloyd` finds the same codebook on Dask workers
 
     def settings(self) -> dict[str, Any]:
         if self.given:
@@ -158,15 +171,6 @@ class KMeansStage(Stage):
     def reads(self) -> list[Path]:
         return self.shards
 
-    def lloyd(self, centroids: Tensor) -> tuple[Tensor, int]:
-        """Refine the first centroids; `tasks/kmeans.py` does it on Dask workers."""
-        return torch_lloyd(
-            lambda: iterate_chunks(self.shards),
-            centroids,
-            max_iterations=self.kmeans.max_iterations,
-            tolerance=self.kmeans.tolerance,
-        )
-
     def work(self, spec: Spec) -> tuple[list[Path], Figures]:
         if self.given:
             given = read_given(Path(self.given["path"]), self.kmeans.num_units, self.source)
@@ -180,7 +184,7 @@ class KMeansStage(Stage):
             return [self.path], figures
         seed = self.kmeans.seed
         seeds = choose_seeds(draw_frames(self.shards, self.kmeans.seeding_frames, seed), spec["num_units"], seed)
-        centroids, num_iterations = self.lloyd(seeds)
+        centroids, num_iterations = self.lloyd(self.shards, seeds, self.kmeans)
         figures = codebook_figures(self.shards, Codebook(centroids, {})) | {"num_iterations": num_iterations}
         metadata = {
             "source": self.source.identity,
