@@ -27,7 +27,7 @@ from hubert.core.machine import one_thread
 from hubert.core.stage import Figures
 from hubert.features.frames_file import read_frames, shard_shape
 from hubert.settings.sections import KMeansSettings
-from hubert.units.codebook import CHUNK, nearest_centroids
+from hubert.units.codebook import CHUNK_FRAMES, nearest_centroids
 from hubert.units.kmeans import KMeansStage
 from tasks.stage import run_stage
 
@@ -168,8 +168,8 @@ def dask_frames(shards: Sequence[Path]) -> "da.Array":
     chunks = []
     for path in shards:
         num_frames, dimension = shard_shape(path)
-        for start in range(0, num_frames, CHUNK):
-            end = min(start + CHUNK, num_frames)
+        for start in range(0, num_frames, CHUNK_FRAMES):
+            end = min(start + CHUNK_FRAMES, num_frames)
             chunks.append(da.from_delayed(load(path, start, end), (end - start, dimension), np.float32))
     return da.concatenate(chunks)
 

@@ -9,13 +9,12 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from hubert.core.frames import FRAME_RATE
+from hubert.core.frames import FRAME_RATE, MFCC_FRAME_RATE
 from hubert.data.manifest import scan_manifest
 from hubert.evaluation.abx.score import write_features
 from hubert.features.chunks import ChunkRule, chunking
 from hubert.features.extract import FeatureExtractor, read_batches
 from hubert.features.frames_file import FrameWriter
-from hubert.features.mfcc import MFCC_FRAME_RATE
 from hubert.features.source import FeatureSource
 from hubert.settings.sections import FeatureSettings
 

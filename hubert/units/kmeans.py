@@ -21,7 +21,7 @@ from hubert.features.chunks import DEFAULT_RULE, ChunkRule
 from hubert.features.frames_file import frame_counts, read_frames, shard_shape
 from hubert.features.source import FeatureSource
 from hubert.settings.sections import KMeansSettings
-from hubert.units.codebook import CHUNK, Codebook, nearest_centroids, read_given
+from hubert.units.codebook import CHUNK_FRAMES, Codebook, nearest_centroids, read_given
 
 Chunks = Callable[[], Iterable[Tensor]]
 # Feature shards, first centroids (K, D) and settings -> centroids (K, D) float32 and the number of iterations.
@@ -136,8 +136,8 @@ def iterate_chunks(shards: Sequence[Path]) -> Iterator[Tensor]:
     """Yield the frames of all shards in chunks (n, D) float32 of bounded size."""
     for path in shards:
         num_frames, _ = shard_shape(path)
-        for start in range(0, num_frames, CHUNK):
-            yield read_frames(path, start, start + CHUNK)
+        for start in range(0, num_frames, CHUNK_FRAMES):
+            yield read_frames(path, start, start + CHUNK_FRAMES)
 
 
 @dataclass

@@ -242,7 +242,7 @@ def test_mfccs_in_tiny_chunks_equal_those_of_the_whole_exactly(length: int, long
 def test_overlapping_spans_equal_crops_and_the_file_is_decoded_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, rate: int
 ) -> None:
-    monkeypatch.setattr("hubert.data.audio.BLOCK", 10_000)
+    monkeypatch.setattr("hubert.data.audio.BLOCK_SAMPLES", 10_000)
     path = tmp_path / f"a.{suffix}"
     soundfile.write(path, make_speech(5 * rate), rate)
     ref = AudioRef("a", str(path), 80_000)

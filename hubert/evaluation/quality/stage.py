@@ -32,7 +32,7 @@ from hubert.features.extract import FeatureExtractor
 from hubert.features.source import FeatureSource
 from hubert.settings.sections import FeatureSettings, QualitySettings
 from hubert.units.assign import label
-from hubert.units.codebook import CHUNK, Codebook
+from hubert.units.codebook import CHUNK_FRAMES, Codebook
 from hubert.units.kmeans import choose_seeds, torch_lloyd
 
 CLUSTERED_SECONDS = 1000  # of audio, whose units tell layers apart: 50,000 frames of each layer, and they fit in memory
@@ -150,7 +150,9 @@ class QualityStage(Stage):
         stacked = torch.cat([piece.features for piece in pieces])
         num_units = min(self.num_units, len(stacked) // 2)
         seeds = choose_seeds(stacked[:: 1 + len(stacked) // SEEDING_FRAMES], num_units, seed=0)
-        centroids, _ = torch_lloyd(lambda: stacked.split(CHUNK), seeds, max_iterations=MAX_ITERATIONS, tolerance=1e-4)
+        centroids, _ = torch_lloyd(
+            lambda: stacked.split(CHUNK_FRAMES), seeds, max_iterations=MAX_ITERATIONS, tolerance=1e-4
+        )
         codebook = Codebook(centroids, {})
         counter = PhoneCounter(alignments, num_units=num_units, frame_rate=frame_rate(layer))
         units: dict[int, list[np.ndarray]] = {}
