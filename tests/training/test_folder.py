@@ -21,7 +21,9 @@ def test_a_line_that_is_broken_in_the_middle_is_named_with_its_file(tmp_path, da
     path = tmp_path / "metrics.jsonl"
     first, _, third = LINES.splitlines()
     path.write_text(f"{first}\n{damage}\n{third}\n")
-    with pytest.raises(DataError, match=r"metrics\.jsonl, line 2: expected a JSON object with a step.*start the training again"):
+    with pytest.raises(
+        DataError, match=r"metrics\.jsonl, line 2: expected a JSON object with a step.*start the training again"
+    ):
         read_metrics(path)
 
 
