@@ -10,12 +10,11 @@ from torch import Tensor
 
 from hubert.core.frames import FRAME_RATE, MFCC_FRAME_RATE
 from hubert.data.manifest import scan_manifest
+from hubert.evaluation.choice import MFCC
 from hubert.features.chunks import ChunkRule, chunking
 from hubert.features.extract import FeatureExtractor, read_batches
 from hubert.features.source import FeatureSource
 from hubert.settings.sections import FeatureSettings
-
-MFCC = 0  # "layer" of the MFCC baseline in tables of layers
 
 
 def layer_source(checkpoint: Mapping[str, Any], features: FeatureSettings) -> FeatureSource:

@@ -21,7 +21,7 @@ from sklearn.metrics.cluster import contingency_matrix
 from hubert.core.errors import DataError
 from hubert.core.hashing import digest, file_digest
 from hubert.core.paths import PROJECT
-from hubert.data.demo.speech import _TABLE as DEMO_PHONES
+from hubert.data.demo.speech import PHONES as DEMO_PHONES
 from hubert.data.phones import NOISES, SILENCES
 from hubert.data.schema import SCHEMA, cut_segments
 from hubert.evaluation.quality.alignments import Alignments, read_alignments
@@ -450,10 +450,9 @@ def test_what_counts_as_silence_is_drawn_as_silence_and_so_is_noise() -> None:
 
 def test_the_demo_calls_silence_what_everything_else_calls_silence() -> None:
     """The engine's mnemonics for silence, and the label that the demo's alignments have for them."""
-    pairs = [pair.split("=") for pair in DEMO_PHONES.split()]
-    silences = {mnemonic for mnemonic, label in pairs if label == "SIL"}
+    silences = {mnemonic for mnemonic, label in DEMO_PHONES.items() if label == "SIL"}
     assert silences == {"_", "_:", "_|"} <= SILENCES
-    assert not {label.lower() for _, label in pairs if label != "SIL"} & (SILENCES | NOISES)
+    assert not {label.lower() for label in DEMO_PHONES.values() if label != "SIL"} & (SILENCES | NOISES)
 
 
 def test_usage_is_counted_file_by_file() -> None:

@@ -24,8 +24,8 @@ from hubert.evaluation.abx.features import FeatureWriter
 from hubert.evaluation.abx.items import read_items, split_items, write_item
 from hubert.evaluation.abx.job import ABXJob, Representation, score_in_subprocess
 from hubert.evaluation.abx.score import ABXResult
+from hubert.evaluation.choice import MFCC
 from hubert.evaluation.layer_features import (
-    MFCC,
     every_representation,
     frame_rate,
     layer_name,

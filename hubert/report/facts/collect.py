@@ -20,8 +20,8 @@ import torch
 from hubert.core.files import folder_size, read_json, rename
 from hubert.core.stage import CPU, read_jobs
 from hubert.evaluation.checkpoints import build_checkpoints
-from hubert.evaluation.choice import Outcome
-from hubert.report.report_data import MFCC, ComparisonRow, LayerRow, ReportData, Source, StageRow
+from hubert.evaluation.choice import MFCC, Outcome
+from hubert.report.report_data import ComparisonRow, LayerRow, ReportData, Source, StageRow
 
 STAGES = ("manifest", "features", "kmeans", "units", "train", "validate", "abx", "quality")
 MAX_REJECTED = 20  # rejected files that the page names
