@@ -189,6 +189,7 @@ def _finished(run: str, number: int | None, stage: str) -> "Iteration":
         DataError: it is not; names the command to run.
     """
     from hubert.runs.options import Wishes, settle
+    from hubert.runs.pipeline import Iteration
     from hubert.runs.status import Chain
 
     iteration = Iteration(settle(Wishes(run, number)))
