@@ -9,9 +9,10 @@ arithmetic (benchmarks/results/cpu-speed.md, by `python benchmarks/studies/cpu_s
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import fields
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import dask
 import numpy as np
@@ -26,31 +27,23 @@ from hubert.core.machine import one_thread
 from hubert.core.stage import Figures
 from hubert.features.frames_file import read_frames, shard_shape
 from hubert.settings.sections import KMeansSettings
-from hubert.units.codebook import CHUNK, nearest_centroids
+from hubert.units.codebook import CHUNK_FRAMES, nearest_centroids
 from hubert.units.kmeans import KMeansStage
 from tasks.stage import run_stage
 
 if TYPE_CHECKING:
     import dask.array as da
 
+Connect = Callable[[], AbstractContextManager[Any]]  # makes a Dask client, the current one within its context
+
 MOMENT_ROWS = 2048  # frames that are float64 at a time: 13 MB of 768 dimensions
-
-
-class DaskKMeansStage(KMeansStage):
-    """The same stage (same key, same files) with Lloyd's algorithm on the Dask workers."""
-
-    name: ClassVar[str] = KMeansStage.name
-
-    def lloyd(self, centroids: Tensor) -> tuple[Tensor, int]:
-        """Refine the first centroids over all shards; returns them with the number of iterations."""
-        return dask_lloyd(self.shards, centroids, self.kmeans, worker_client)
 
 
 def dask_lloyd(
     shards: Sequence[Path],
     centroids: Tensor,
     settings: KMeansSettings,
-    connect: Callable[[], AbstractContextManager[Any]],
+    connect: Connect,
 ) -> tuple[Tensor, int]:
     """Run dask-ml's Lloyd from the given centroids (K, D): in this process if the frames are few, else on the workers.
 
@@ -67,22 +60,34 @@ def dask_lloyd(
     Returns:
         centroids (K, D) float32 and the number of iterations.
     """
+    kmeans = dask_kmeans()
+    frames = dask_frames(shards)
+    with threads_here() if frames.nbytes <= settings.local_megabytes * 1e6 else connect():
+        frames = frames.persist()
+        tolerance = settings.tolerance * dask_variance(frames)
+        model = kmeans(len(centroids), init=centroids.numpy(), max_iter=settings.max_iterations, tol=tolerance)
+        model.fit(frames)
+        return torch.from_numpy(np.asarray(model.cluster_centers_, dtype=np.float32)), int(model.n_iter_)
+
+
+@cache
+def dask_kmeans() -> Any:
+    """Import dask-ml's KMeans, with `search` in the place of its own search for the rest of the process.
+
+    dask-ml has no parameter for that; it looks the search up by a name in its module. Replaced once and never put back,
+    as fits may run at once in the threads of a worker, and no other file uses dask-ml.
+
+    Raises:
+        RuntimeError: dask-ml has no such name.
+    """
     from dask_ml.cluster import k_means  # compiles for seconds; only the worker that runs this needs it
 
-    # By this name dask-ml looks its search up. It stays ours: fits may run at once in the threads of a worker, and nobody but
-    # this file uses dask-ml.
     if not hasattr(k_means, "pairwise_distances_argmin_min"):
         raise RuntimeError(
             "dask-ml's k-means has no pairwise_distances_argmin_min; is another version of it installed?"
         )
     k_means.pairwise_distances_argmin_min = search
-    frames = dask_frames(shards)
-    with threads_here() if frames.nbytes <= settings.local_megabytes * 1e6 else connect():
-        frames = frames.persist()
-        tolerance = settings.tolerance * dask_variance(frames)
-        model = k_means.KMeans(len(centroids), init=centroids.numpy(), max_iter=settings.max_iterations, tol=tolerance)
-        model.fit(frames)
-        return torch.from_numpy(np.asarray(model.cluster_centers_, dtype=np.float32)), int(model.n_iter_)
+    return k_means.KMeans
 
 
 @contextmanager
@@ -163,8 +168,8 @@ def dask_frames(shards: Sequence[Path]) -> "da.Array":
     chunks = []
     for path in shards:
         num_frames, dimension = shard_shape(path)
-        for start in range(0, num_frames, CHUNK):
-            end = min(start + CHUNK, num_frames)
+        for start in range(0, num_frames, CHUNK_FRAMES):
+            end = min(start + CHUNK_FRAMES, num_frames)
             chunks.append(da.from_delayed(load(path, start, end), (end - start, dimension), np.float32))
     return da.concatenate(chunks)
 
@@ -175,8 +180,11 @@ def load_chunk(path: Path, start: int, end: int) -> np.ndarray:
     return frames
 
 
+def with_dask(stage: KMeansStage, connect: Connect) -> KMeansStage:
+    """Return the stage with Lloyd's algorithm by dask-ml, unless the recipe asks for torch: same key, same files."""
+    return replace(stage, lloyd=partial(dask_lloyd, connect=connect)) if stage.kmeans.backend == "dask" else stage
+
+
 def run(stage: KMeansStage) -> Figures:
-    """Fit the codebook, by dask-ml unless the recipe asks for torch."""
-    if stage.kmeans.backend == "dask":
-        stage = DaskKMeansStage(**{field.name: getattr(stage, field.name) for field in fields(stage)})
-    return run_stage(stage)
+    """Fit the codebook with the surrounding flow's workers."""
+    return run_stage(with_dask(stage, worker_client))

@@ -2,30 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from functools import partial
-from typing import ClassVar
 
 from distributed import Client, LocalCluster
-from torch import Tensor
 
 from hubert.core.errors import ConfigError
 from hubert.core.stage import Figures
 from hubert.units.kmeans import KMeansStage
 from tasks.clusters.runner import local_workers
 from tasks.clusters.settings import AddressSettings, LocalSettings, read_cluster
-from tasks.kmeans import dask_lloyd
-
-
-class ShellKMeansStage(KMeansStage):
-    """The same stage (same key, same files) with Lloyd's algorithm on workers that last as long as it."""
-
-    name: ClassVar[str] = KMeansStage.name
-    cluster: ClassVar[str] = "local"
-
-    def lloyd(self, centroids: Tensor) -> tuple[Tensor, int]:
-        """Refine the first centroids over all shards; returns them with the number of iterations."""
-        return dask_lloyd(self.shards, centroids, self.kmeans, partial(connected, self.cluster))
+from tasks.kmeans import with_dask
 
 
 @contextmanager
@@ -49,7 +35,5 @@ def connected(cluster: str) -> Iterator[Client]:
 
 
 def fit_codebook(stage: KMeansStage) -> Figures:
-    """Run the k-means stage, by dask-ml unless the recipe asks for torch."""
-    if stage.kmeans.backend == "dask":
-        stage = ShellKMeansStage(**{field.name: getattr(stage, field.name) for field in fields(stage)})
-    return stage.run()
+    """Run the k-means stage on this machine, by dask-ml unless the recipe asks for torch."""
+    return with_dask(stage, partial(connected, "local")).run()

@@ -23,6 +23,7 @@ from prefect_dask.task_runners import DaskTaskRunner, PrefectDaskFuture
 
 from hubert.core.errors import ConfigError, DataError, TrainingCancelled, TrainingDiverged, TransientError, first_line
 from hubert.core.stage import Figures, Plan, Stage, group
+from hubert.runs.plan import MAX_GROUPS
 from tasks.page.failure import describe_shard, noting
 from tasks.page.page import show_link, show_stage
 from tasks.page.prefect_client import connect, costs_nothing, run_logger
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from tasks.slurm.workers import SlurmWorkers
 
 MAX_ROUNDS = 3  # how often shards that were lost with their workers are dealt out again
-NUM_GROUPS = 200  # Prefect tasks per stage at most: each costs about 0.2 s
 
 WAIT_SECONDS = 2.0  # between two looks at what a task waits for
 SAY_SECONDS = 300.0  # between two equal lines about it
@@ -180,7 +180,7 @@ def _deal_out(stage: Stage, plan: Plan, bar: Bar) -> None:
         if not missing:
             return
         logger.info("%s: %d of %d shards to do in %s", stage.label, len(missing), len(plan), stage.folder)
-        groups = group(missing, NUM_GROUPS)
+        groups = group(missing, MAX_GROUPS)
         futures = [
             work_on_shards.submit(f"{stage.label} {name_group(indices, len(plan))}", stage, indices)
             for indices in groups

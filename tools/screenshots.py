@@ -270,7 +270,7 @@ def iteration_of(api: "PrefectApi", run_id: str, number: int) -> str:
 
 def wait_until(what: str, is_so: Callable[[], bool]) -> None:
     """Wait for something that a run does."""
-    from tasks.service.processes import wait_for
+    from hubert.core.process import wait_for
 
     wait_for({what: is_so}, [], RUN_SECONDS)
 

@@ -59,17 +59,12 @@ def ours_over_workers(run: Run) -> Outcome:
     import importlib
     from contextlib import nullcontext
 
-    from tasks.kmeans import dask_lloyd
+    from tasks.kmeans import with_dask
     from tasks.local import connected
 
     with connected("local") as client:
         client.run(importlib.import_module, "dask_ml.cluster")
-
-        def fit(stage) -> None:
-            stage.lloyd = lambda seeds: dask_lloyd(stage.shards, seeds, stage.kmeans, lambda: nullcontext(client))
-            stage.run()
-
-        return _ours(run, fit, local_megabytes=0)
+        return _ours(run, lambda stage: with_dask(stage, lambda: nullcontext(client)).run(), local_megabytes=0)
 
 
 def ours_by_torch(run: Run) -> Outcome:

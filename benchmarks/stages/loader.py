@@ -10,7 +10,7 @@ from benchmarks.measure import Outcome, Run, use_threads
 MAX_SECONDS = 15.625
 
 
-def _drain(run: Run, batches) -> Outcome:
+def drain(run: Run, batches) -> Outcome:
     """Take batches until enough audio and enough time have passed; the times are those of the audio that was asked for."""
     next(batches)
     wanted = run.options["deliver_minutes"] * 60 * signals.SAMPLE_RATE
@@ -74,13 +74,13 @@ def peer_loader(run: Run, kind: str):
 def ours(run: Run) -> Outcome:
     """Threads that decode the crops only."""
     use_threads(run)
-    return _drain(run, (batch.waveforms.numel() for batch in our_loader(run, run.options["kind"])))
+    return drain(run, (batch.waveforms.numel() for batch in our_loader(run, run.options["kind"])))
 
 
 def peer(run: Run) -> Outcome:
     """Processes that decode whole files."""
     use_threads(run)
-    return _drain(run, (waveforms.numel() for waveforms, *_ in peer_loader(run, run.options["kind"])))
+    return drain(run, (waveforms.numel() for waveforms, *_ in peer_loader(run, run.options["kind"])))
 
 
 SIDES = {"ours": ours, "minimal-hubert": peer}

@@ -17,7 +17,7 @@ from benchmarks.studies.counting import Batch
 from hubert.core.frames import num_frames
 from hubert.model import ops
 from hubert.model.encoder import TimeNormConvLayer
-from hubert.model.hubert import HuBERTPretrain, _mean_square
+from hubert.model.hubert import HuBERTPretrain, mean_square
 from hubert.training.distributed import Gradients
 from hubert.training.masks import span_mask
 
@@ -103,7 +103,7 @@ def our_pieces(model: HuBERTPretrain, inputs: Inputs) -> list[Piece]:
         return layer.ffn_out(layer.activation_dropout(F.gelu(layer.ffn_in(stream))))
 
     def loss() -> tuple[Tensor, Tensor]:
-        return model._predict(last, targets)[0], _mean_square(features, None)  # noqa: SLF001
+        return model._predict(last, targets)[0], mean_square(features, None)  # noqa: SLF001
 
     attention = layer.attention
     three = [attention.query, attention.key, attention.value]

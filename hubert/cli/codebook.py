@@ -178,7 +178,7 @@ def run_export_units(args: argparse.Namespace) -> None:
     for part in args.part:
         manifest: Path = getattr(iteration.manifest, part)
         table = iteration.units.table(part)
-        for path in export_units(table, manifest, output, part=part, form=args.format, deduplicated=args.deduplicate):
+        for path in export_units(table, manifest, output, part=part, format=args.format, deduplicated=args.deduplicate):
             print(f"written: {path}")
 
 

@@ -10,7 +10,11 @@ IntArray = npt.NDArray[np.int64]
 
 SAMPLE_RATE = 16_000  # Hz
 
-FRAME_RATE = 50  # Hz
+FRAME_RATE = 50  # Hz, of the model
+
+MFCC_FRAME_RATE = 100  # Hz
+
+MFCC_DIMENSION = 39  # 13 cepstra, their first and second differences
 
 HOP = 320  # samples between two frames
 

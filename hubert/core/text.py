@@ -70,11 +70,12 @@ def number(amount: float) -> str:
     return f"{amount:,.0f}" if amount >= 9.95 else f"{amount:.1f}"
 
 
-def _unit(seconds: float) -> tuple[float, str]:
+def time_unit(seconds: float) -> tuple[float, str]:
+    """Return the unit that a length of time is written in: its seconds and its name."""
     return (3600, "h") if seconds >= 3600 else (60, "min") if seconds >= 60 else (1, "s")
 
 
 def audio_length(seconds: float) -> str:
     """Write a length of audio: `98.0 h`, `12.5 min`, `40.0 s`."""
-    size, unit = _unit(seconds)
+    size, unit = time_unit(seconds)
     return f"{seconds / size:,.1f} {unit}"

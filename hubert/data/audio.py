@@ -29,7 +29,9 @@ MIN_SAMPLES = RECEPTIVE_FIELD  # fewer give no frame, neither of the model nor o
 WHOLE = 1_000_000  # from the start of the file
 PREROLL_SECONDS = {"MP3": 30, "OGG": WHOLE}
 
-BLOCK = 1 << 18  # frames decoded or resampled at once: bounds the memory for files of any length
+BLOCK_SAMPLES = (
+    1 << 18
+)  # samples (of each channel) decoded or resampled at once: bounds the memory for files of any length
 UNKNOWN_LENGTH = 1 << 48  # libsndfile reports a length that the header leaves open as 2^63 - 1
 
 Waveform = np.ndarray[tuple[int], np.dtype[np.float32]]
@@ -226,7 +228,7 @@ class _Decoder:
         if position < origin:
             position = sound.seek(origin)
         while position < first:
-            skipped = len(sound.read(min(BLOCK, first - position), dtype="float32", always_2d=True))
+            skipped = len(sound.read(min(BLOCK_SAMPLES, first - position), dtype="float32", always_2d=True))
             if skipped == 0:
                 break
             position += skipped
@@ -256,8 +258,8 @@ class _ResamplingDecoder(_Decoder):
 
     def read(self, first: int, count: int) -> Waveform:
         """Return samples [first, first + count) at 16 kHz. Calls must go forwards."""
-        starts = range(first, first + count, BLOCK)
-        return np.concatenate([self._block(begin, min(begin + BLOCK, first + count)) for begin in starts])
+        starts = range(first, first + count, BLOCK_SAMPLES)
+        return np.concatenate([self._block(begin, min(begin + BLOCK_SAMPLES, first + count)) for begin in starts])
 
     def _block(self, begin: int, end: int) -> Waveform:
         old, new, margin = self._old, self._new, self._margin
@@ -285,7 +287,7 @@ def _preroll(sound: Sound) -> int:
 
 def _decode_all(ref: AudioRef, sound: Sound) -> None:
     decoded = 0
-    while len(block := sound.read(BLOCK, dtype="float32", always_2d=True)):
+    while len(block := sound.read(BLOCK_SAMPLES, dtype="float32", always_2d=True)):
         decoded += len(block)
         if not np.isfinite(block).all():
             raise _not_finite(ref)

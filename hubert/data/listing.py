@@ -28,7 +28,7 @@ COMPRESSED_EXTENSIONS = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", 
 
 MIN_SPEAKERS = 10
 MAX_DEPTH = 8
-CHUNK = 100_000  # rows that become Python objects at once
+CHUNK_ROWS = 100_000  # rows that become Python objects at once
 
 SPEAKER_RULES = {"auto": None, "none": None, "first": "^([^/]+)/", "parent": "([^/]+)/[^/]+$"}
 
@@ -165,12 +165,12 @@ def _without_copies(rows: pl.DataFrame, skipped: Counter[str]) -> pl.DataFrame:
 
 
 def _frame(rows: Iterable[Row]) -> pl.DataFrame:
-    """Gather rows (the schema's columns and `inner`), `CHUNK` at once as Python objects."""
+    """Gather rows (the schema's columns and `inner`), `CHUNK_ROWS` at once as Python objects."""
     schema = pl.Schema({**SCHEMA, "inner": pl.String()})
     parts, chunk = [pl.DataFrame(schema=schema)], []
     for row in rows:
         chunk.append(row)
-        if len(chunk) == CHUNK:
+        if len(chunk) == CHUNK_ROWS:
             parts.append(pl.DataFrame(chunk, schema=schema, orient="row"))
             chunk = []
     parts.append(pl.DataFrame(chunk, schema=schema, orient="row"))

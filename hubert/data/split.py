@@ -20,7 +20,7 @@ from hubert.data.schema import AnyRows, place
 type Hashes = npt.NDArray[np.uint64]
 
 SPAN = 2.0**64
-CHUNK = 100_000  # strings that are hashed as Python objects at once
+CHUNK_STRINGS = 100_000  # strings that are hashed as Python objects at once
 BYTES_PER_SAMPLE = {".wav": 2.0, ".flac": 1.0}  # guesses for planning, before lengths are known; others: 0.5
 
 
@@ -33,8 +33,8 @@ def stable_hash(strings: pl.Series, seed: int) -> Hashes:
     prefix = f"{seed}\0".encode()
     texts = strings.cast(pl.Binary)
     found = np.empty(len(texts), dtype=np.uint64)
-    for start in range(0, len(texts), CHUNK):
-        part = texts.slice(start, CHUNK).to_list()
+    for start in range(0, len(texts), CHUNK_STRINGS):
+        part = texts.slice(start, CHUNK_STRINGS).to_list()
         digests = b"".join([hashlib.blake2b(prefix + text, digest_size=8).digest() for text in part])
         found[start : start + len(part)] = np.frombuffer(digests, dtype="<u8")
     return found

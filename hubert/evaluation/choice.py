@@ -12,6 +12,8 @@ from typing import Any
 from hubert.core.files import read_json, write_record
 from hubert.core.paths import RunFolder
 
+MFCC = 0  # the "layer" of the MFCC baseline in tables of layers
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -52,7 +54,7 @@ def choose_layer(
             f"lowest ABX across speakers of {len(rows)} layers on {row['selection']['items']}: {score:.2f} %",
         )
     if quality is not None and quality.get("layers"):
-        rows = [row for row in quality["layers"] if row["layer"]]  # without MFCC, which stands there for comparison
+        rows = [row for row in quality["layers"] if row["layer"] != MFCC]  # which stands there for comparison
         row = max(rows, key=lambda row: (row["pnmi"], -row["layer"]))
         why = f"highest PNMI of {len(rows)} layers: {row['pnmi']:.3f} (no ABX items were given)"
         return row["layer"], "pnmi", why

@@ -6,21 +6,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
-import torch
 from torch import Tensor
 
-from hubert.core.frames import FRAME_RATE
+from hubert.core.frames import FRAME_RATE, MFCC_FRAME_RATE
 from hubert.data.manifest import scan_manifest
-from hubert.evaluation.abx.score import write_features
+from hubert.evaluation.choice import MFCC
 from hubert.features.chunks import ChunkRule, chunking
 from hubert.features.extract import FeatureExtractor, read_batches
-from hubert.features.frames_file import FrameWriter
-from hubert.features.mfcc import MFCC_FRAME_RATE
 from hubert.features.source import FeatureSource
 from hubert.settings.sections import FeatureSettings
-
-MFCC = 0  # "layer" of the MFCC baseline in tables of layers
-SHARD_FRAMES = 50_000  # of short files, per file on disk
 
 
 def layer_source(checkpoint: Mapping[str, Any], features: FeatureSettings) -> FeatureSource:
@@ -70,41 +64,6 @@ def every_representation(
             for start, outputs in teacher.long_file_layers(ref, resample=resample):
                 for layer, output in enumerate(outputs, 1):
                     yield LayerPiece(layer, row, start, output.cpu())
-
-
-class LayerFolder:
-    """The features of MFCC or of one layer as files for the scorer, written as they come: MFCC float32, else float16.
-
-    Short files gather in shards, each in a folder of its own; a long one is a file that is filled piece by piece.
-    """
-
-    def __init__(self, folder: Path, layer: int) -> None:
-        self.folder = folder
-        self._dtype = torch.float32 if layer == MFCC else torch.float16
-        self._pending: list[tuple[str, Tensor]] = []
-        self._writer: FrameWriter | None = None
-
-    def add(self, fileid: str, piece: LayerPiece, num_frames: int) -> None:
-        """Take a piece of a file that has `num_frames` frames."""
-        end = piece.start + len(piece.features)
-        if piece.start == 0 and end == num_frames:
-            self._pending.append((fileid, piece.features.to(self._dtype)))
-            if sum(len(frames) for _, frames in self._pending) > SHARD_FRAMES:
-                self.close()
-            return
-        if self._writer is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path = self.folder / f"long-{piece.row:05d}.safetensors"
-            self._writer = FrameWriter(path, fileid, num_frames, self._dtype)
-        self._writer.write(piece.start, piece.features)
-        if end == num_frames:
-            self._writer.close()
-            self._writer = None
-
-    def close(self) -> None:
-        """Write what is pending."""
-        write_features(self.folder / f"{len(list(self.folder.glob('*'))):05d}", self._pending)
-        self._pending = []
 
 
 def manifest_chunking(manifest: Path, features: FeatureSettings) -> dict[str, Any]:

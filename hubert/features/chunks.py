@@ -24,7 +24,7 @@ import polars as pl
 from torch import Tensor
 
 from hubert.core.frames import FRAME_RATE, HOP, RECEPTIVE_FIELD, SAMPLE_RATE
-from hubert.data.audio import BLOCK, read_spans
+from hubert.data.audio import BLOCK_SAMPLES, read_spans
 from hubert.data.audio_file import AudioRef
 from hubert.data.schema import AnyRows
 from hubert.model.encoder import EPS
@@ -119,7 +119,7 @@ def read_chunks(ref: AudioRef, chunks: list[Chunk], *, resample: bool) -> Iterat
 
 def level(ref: AudioRef, *, resample: bool) -> tuple[float, float]:
     """Return what to subtract from a file's samples and then to multiply them by, for mean 0 and variance 1."""
-    spans = [(start, min(BLOCK, ref.num_samples - start)) for start in range(0, ref.num_samples, BLOCK)]
+    spans = [(start, min(BLOCK_SAMPLES, ref.num_samples - start)) for start in range(0, ref.num_samples, BLOCK_SAMPLES)]
     total, squares = 0.0, 0.0
     for waveform in read_spans(ref, spans, resample=resample):
         exact = waveform.double()

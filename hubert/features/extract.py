@@ -12,7 +12,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from hubert.core.frames import SAMPLE_RATE, num_frames
+from hubert.core.frames import MFCC_FRAME_RATE, SAMPLE_RATE, num_frames
 from hubert.core.machine import Heap
 from hubert.data.audio import read_waveform
 from hubert.data.audio_file import AudioRef
@@ -20,7 +20,7 @@ from hubert.data.read_ahead import read_ahead
 from hubert.data.schema import audio_refs
 from hubert.features.batches import CPU_BATCH_SECONDS, MAX_PADDING, batches_by_length, pad
 from hubert.features.chunks import DEFAULT_RULE, ChunkRule, cut, level, read_chunks
-from hubert.features.mfcc import MFCC_CONTEXT, MFCC_FRAME_RATE, batch_mfcc, mfcc
+from hubert.features.mfcc import MFCC_CONTEXT, batch_mfcc, mfcc
 from hubert.features.source import FeatureSource
 from hubert.model.encoder import keep_products_in_bfloat16
 from hubert.model.hubert import HuBERT

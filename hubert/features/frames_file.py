@@ -22,21 +22,19 @@ _NAMES = {torch.float32: "F32", torch.float16: "F16"}
 
 
 class FrameWriter:
-    """A file with one tensor (num_frames, D), filled in any order; D is that of the first frames.
+    """A file with the tensor `frames` (num_frames, D), filled in any order; D is that of the first frames.
 
     Args:
         path: of the file, which is replaced.
-        name: of the tensor.
         num_frames: how many frames it will have.
         dtype: float32 or float16; frames are converted.
 
     Raises:
-        DataError: on closing, if fewer or more frames were written.
+        DataError: on leaving the context, if fewer or more frames were written.
     """
 
-    def __init__(self, path: Path, name: str, num_frames: int, dtype: torch.dtype) -> None:
+    def __init__(self, path: Path, num_frames: int, dtype: torch.dtype) -> None:
         self._path = path
-        self._name = name
         self._num_frames = num_frames
         self._dtype = dtype
         self._dimension = 0
@@ -66,16 +64,10 @@ class FrameWriter:
         shape = [self._num_frames, dimension]
         size = math.prod(shape) * self._dtype.itemsize
         tensor = {"dtype": _NAMES[self._dtype], "shape": shape, "data_offsets": [0, size]}
-        header = json.dumps({self._name: tensor}, separators=(",", ":"), ensure_ascii=False).encode()
+        header = json.dumps({"frames": tensor}, separators=(",", ":")).encode()
         header += b" " * (-len(header) % 8)
         self._file.write(len(header).to_bytes(8, "little") + header)
         self._start = self._file.tell()
-
-    def close(self) -> None:
-        """Close the file; a DataError if frames are missing."""
-        self._file.close()
-        if self._written != self._num_frames:
-            raise DataError(f"{self._path}: expected {self._num_frames} frames, {self._written} were written")
 
     def __enter__(self) -> Self:
         return self
@@ -83,10 +75,9 @@ class FrameWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self._file.close()
+        self._file.close()
+        if kind is None and self._written != self._num_frames:
+            raise DataError(f"{self._path}: expected {self._num_frames} frames, {self._written} were written")
 
 
 @contextmanager

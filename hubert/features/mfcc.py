@@ -19,12 +19,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hubert.core.frames import RECEPTIVE_FIELD, SAMPLE_RATE
+from hubert.core.frames import MFCC_FRAME_RATE, RECEPTIVE_FIELD, SAMPLE_RATE
 from hubert.core.machine import one_thread
 
-MFCC_FRAME_RATE = 100
 MFCC_CONTEXT = 4  # frames on each side that the second difference looks at
-DIMENSION = 39
 
 WINDOW = RECEPTIVE_FIELD  # 25 ms
 SHIFT = SAMPLE_RATE // MFCC_FRAME_RATE
@@ -36,7 +34,7 @@ LIFTER = 22.0
 LOWEST_FREQUENCY = 20.0
 FLOOR = torch.finfo(torch.float32).eps  # of a mel bin's energy, before the logarithm
 
-BLOCK = 256  # frames: their windows and spectra are 1.5 MB, near a core's cache; a multiple of 32 (vectors)
+BLOCK_FRAMES = 256  # frames: their windows and spectra are 1.5 MB, near a core's cache; a multiple of 32 (vectors)
 LANES = 16  # mel bins and cepstra are computed in groups of this, filled up with zeros: the width of a vector
 NUM_BANKS = 2
 
@@ -66,8 +64,8 @@ def batch_mfcc(waveforms: Sequence[Tensor]) -> list[Tensor]:
     if min(counts) < 1:
         raise ValueError(f"expected at least {WINDOW} samples for one MFCC frame, found {min(lengths)}")
     starts = [0, *accumulate(-(-length // SHIFT) for length in lengths)]  # in frames; the last is where all end
-    num_blocks = -(-starts[-1] // BLOCK)
-    samples = torch.empty(num_blocks * BLOCK * SHIFT + WINDOW - SHIFT, device=waveforms[0].device)
+    num_blocks = -(-starts[-1] // BLOCK_FRAMES)
+    samples = torch.empty(num_blocks * BLOCK_FRAMES * SHIFT + WINDOW - SHIFT, device=waveforms[0].device)
     for start, waveform, following in zip(starts, waveforms, starts[1:], strict=False):
         samples[start * SHIFT : start * SHIFT + len(waveform)] = waveform
         samples[start * SHIFT + len(waveform) : following * SHIFT] = 0
@@ -122,13 +120,13 @@ def _cepstra(frames: Tensor) -> Tensor:
     """Return the cepstra (F, 13) of frames (F, 400), F a multiple of the block."""
     window, banks, cosines = _tables(frames.device)
     # Views are made once, and frames start at multiples of 64 bytes: what is not arithmetic is half of the time here.
-    shifted, padded = frames.new_empty(BLOCK, LANES + WINDOW), frames.new_empty(BLOCK, FFT_SIZE)
+    shifted, padded = frames.new_empty(BLOCK_FRAMES, LANES + WINDOW), frames.new_empty(BLOCK_FRAMES, FFT_SIZE)
     shifted[:, :LANES], padded[:, WINDOW:] = 0, 0
     centred, before = shifted[:, LANES:], shifted[:, LANES - 1 : -1]  # a frame's first sample counts 0 in the window
     emphasised = padded[:, :WINDOW]
-    energies, cepstra = frames.new_empty(BLOCK, NUM_BANKS * LANES), frames.new_empty(len(frames), LANES)
+    energies, cepstra = frames.new_empty(BLOCK_FRAMES, NUM_BANKS * LANES), frames.new_empty(len(frames), LANES)
     energies_of_banks = [energies[:, bank.columns] for bank in banks]
-    for block, out in zip(frames.split(BLOCK), cepstra.split(BLOCK), strict=True):
+    for block, out in zip(frames.split(BLOCK_FRAMES), cepstra.split(BLOCK_FRAMES), strict=True):
         torch.sub(block, block.sum(1, keepdim=True).div_(WINDOW), out=centred)
         torch.mul(before, PREEMPHASIS, out=emphasised)
         torch.sub(centred, emphasised, out=emphasised).mul_(window)

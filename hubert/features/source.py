@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hubert.core.errors import ConfigError, DataError
-from hubert.core.frames import FRAME_RATE
-from hubert.features.mfcc import DIMENSION, MFCC_FRAME_RATE
+from hubert.core.frames import FRAME_RATE, MFCC_DIMENSION, MFCC_FRAME_RATE
 from hubert.model.weights import read_config
 from hubert.settings.sections import FeatureSettings
 
@@ -71,7 +70,7 @@ class FeatureSource:
     def identity(self) -> dict[str, Any]:
         """What makes two sources the same: the weights' hash, not the place where they lie."""
         if self.is_mfcc:
-            return {"kind": "mfcc", "dimension": DIMENSION}
+            return {"kind": "mfcc", "dimension": MFCC_DIMENSION}
         places = ("checkpoint", "name")
         return {"kind": "layer", **{name: value for name, value in self.record.items() if name not in places}}
 

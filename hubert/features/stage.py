@@ -99,7 +99,7 @@ class FeaturesStage(Stage):
         starts = [0, *ends]
         dtype = torch.float32 if self.source.is_mfcc else torch.float16
         output = self.folder / "shards" / f"{spec['digest'][:16]}.safetensors"
-        with atomic_write(output) as temporary, FrameWriter(temporary, "frames", ends[-1], dtype) as writer:
+        with atomic_write(output) as temporary, FrameWriter(temporary, ends[-1], dtype) as writer:
             for piece in pieces:
                 writer.write(starts[piece.row] + piece.start, piece.features)
         hours = rows["num_samples"].sum() / SAMPLE_RATE / 3600

@@ -224,7 +224,7 @@ class HuBERTPretrain(PretrainFiles):
 
         count = len(masked)
         outputs = {
-            "feature_penalty": _mean_square(features, valid),
+            "feature_penalty": mean_square(features, valid),
             "num_frames": shape.numel() if lengths is None else sum(num_frames(length) for length in lengths),
             "predictions": predictions[:count],
             "num_correct": correct[:count].sum(),
@@ -275,7 +275,7 @@ def _choose_frames(labels: Tensor, mask: Tensor, valid: Tensor | None) -> tuple[
     return masked, others
 
 
-def _mean_square(features: Tensor, valid: Tensor | None) -> Tensor:
+def mean_square(features: Tensor, valid: Tensor | None) -> Tensor:
     """Return the mean square of (B, F, C) over true frames."""
     if valid is None:
         return features.float().square().mean()

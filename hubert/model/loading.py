@@ -1,6 +1,6 @@
 """How a model gets its weights and leaves them: what `HuBERT` and `HuBERTPretrain` inherit.
 
-Loading takes every released form (`hubert.model.formats.read`), and a state dict of every known layout
+Loading takes every released format (`hubert.model.formats.read`), and a state dict of every known layout
 (`hubert.model.formats.layouts`).
 """
 
@@ -67,7 +67,7 @@ class EncoderFiles(nn.Module):
     ) -> Self:
         """Load a released checkpoint or one of ours, without its head, in evaluation mode and float32.
 
-        Its form is told from its content: our folders; folders of transformers (config.json with model.safetensors or
+        Its format is told from its content: our folders; folders of transformers (config.json with model.safetensors or
         pytorch_model.bin, sharded or not; HubertModel or fine-tuned); single files of fairseq, s3prl, torchaudio,
         transformers, minimal_hubert or ours (.pt, .pth, .bin, .safetensors). No code of a checkpoint is run.
 

@@ -62,7 +62,7 @@ def write_card(
     if report is not None:
         parts += ["## How good it is", *_scores(report)]
     if resolved is not None:
-        parts += ["## Recipe", f"```toml\n{recipe_as_toml(_public(resolved)).strip()}\n```"]
+        parts += ["## Recipe", f"```toml\n{recipe_as_toml(public_part(resolved)).strip()}\n```"]
     if sha256:
         parts += ["## Origin", f"sha256 of the exported checkpoint's weights: `{sha256}`"]
         parts += [_keys(report)] if report is not None else []
@@ -151,12 +151,12 @@ def _keys(report: ReportData) -> str:
     return markdown_table(("stage", "key (hash of its settings and inputs)"), rows)
 
 
-def _public(value: Any) -> Any:
+def public_part(value: Any) -> Any:
     """Cut paths to their last part and addresses to what is no secret; leave out what is None, for which TOML has no word."""
     if isinstance(value, Mapping):
-        return {name: _public(entry) for name, entry in value.items() if entry is not None}
+        return {name: public_part(entry) for name, entry in value.items() if entry is not None}
     if isinstance(value, list | tuple):
-        return [_public(entry) for entry in value]
+        return [public_part(entry) for entry in value]
     if isinstance(value, str) and "://" in value:
         parts = urlsplit(value)
         return urlunsplit((parts.scheme, parts.hostname or "", parts.path, "", ""))

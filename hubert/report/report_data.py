@@ -12,10 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from hubert.core.files import read_json, rename
 from hubert.core.paths import RunFolder
 from hubert.evaluation.checkpoints import Checkpoint
-from hubert.evaluation.choice import Outcome, read_outcome
+from hubert.evaluation.choice import MFCC, Outcome, read_outcome
 
 FORMAT = 1
-MFCC = 0  # the "layer" of the baseline
 
 
 class Record(BaseModel):

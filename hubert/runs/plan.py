@@ -16,18 +16,17 @@ from typing import Any
 
 from hubert.core import text
 from hubert.core.errors import ConfigError
-from hubert.core.frames import FRAME_RATE
+from hubert.core.frames import FRAME_RATE, MFCC_DIMENSION, MFCC_FRAME_RATE
 from hubert.core.text import align
 from hubert.model.cost import ASSUMED, OTHERS, num_parameters, training_rate
 from hubert.report import conclusions
 from hubert.settings.model import ModelConfig, build_config
 from hubert.settings.recipe import IterationSettings, Recipe
 
-MFCC_RATE, MFCC_DIMENSION = 100, 39
 SECONDS_PER_FILE = 12.3  # LibriSpeech: 960.9 h in 281,241 files
 MANIFEST_BYTES = 70  # per file, all tables of the stage together, with paths as in LibriSpeech (measured)
 TABLE_BYTES = 190  # per file, beside its units, with such paths (measured)
-MAX_GROUPS = 200  # Prefect tasks that do the shards of a stage, at most: `tasks.stage.NUM_GROUPS`
+MAX_GROUPS = 200  # Prefect tasks that do the shards of a stage, at most: each costs about 0.2 s
 FORWARD = 3  # forward passes in the time of one forward and backward pass
 BIG_ENOUGH = 0.9  # a share of busy GPUs below this is worth a word
 
@@ -159,7 +158,7 @@ def _iteration(
         min((hours - held_out) * kmeans.sample_fraction, kmeans.sample_hours),
         min(kmeans.min_sample_files / files, 1) * hours,
     )
-    frame_rate = FRAME_RATE if teacher else MFCC_RATE
+    frame_rate = FRAME_RATE if teacher else MFCC_FRAME_RATE
     dimension, width = (teacher.dim, 2) if teacher else (MFCC_DIMENSION, 4)
     weights = 4 * num_parameters(config, kmeans.num_units)
     checkpoints = math.ceil(train.steps / train.checkpoint_interval)

@@ -18,7 +18,7 @@ import polars as pl
 
 from hubert.core.frames import SAMPLE_RATE
 from hubert.core.stage import Plan, Stage
-from hubert.core.text import _unit, audio_length, duration, number
+from hubert.core.text import audio_length, duration, number, time_unit
 
 WINDOW_SECONDS = 600.0  # of work, over which the rate is taken: a lost worker shows, a single slow shard does not
 
@@ -194,5 +194,5 @@ class Progress:
 
 def audio_of(done: float, whole: float) -> str:
     """Write a part of a length of audio in the unit of the whole: `12.3 of 98.0 h`."""
-    size, unit = _unit(whole)
+    size, unit = time_unit(whole)
     return f"{done / size:,.1f} of {whole / size:,.1f} {unit}"

@@ -218,7 +218,10 @@ def _training_progress(folder: Path) -> str:
     job = read_json(folder / "job.json")
     if job is None or "settings" not in job:
         return ""
-    lines = read_metrics(folder / "metrics.jsonl")
+    try:
+        lines = read_metrics(folder / "metrics.jsonl")
+    except DataError:
+        return "its log is damaged; the next start restores it"
     step = int(lines[-1]["step"]) if lines else 0
     return f"step {step:,} of {job['settings']['steps']:,}"
 

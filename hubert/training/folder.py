@@ -6,13 +6,13 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from hubert.core.errors import TransientError
+from hubert.core.errors import DataError, TransientError
 from hubert.core.files import atomic_write, flush, read_json, remove, write_record, write_text
 from hubert.core.process import ProcessId
 from hubert.training.checkpoint import Checkpoint, Saveable, write_checkpoint
@@ -82,11 +82,16 @@ class TrainingFolder:
         return self.path / "metrics.jsonl"
 
     def cut_metrics(self, step: int) -> None:
-        """Remove the lines after `step`, and a last line that was not written whole."""
+        """Remove the lines after `step`, the step of a checkpoint, and all from a broken line on."""
         self.check()
-        kept = [json.dumps(line) for line in read_metrics(self.metrics) if line["step"] <= step]
+        lines = []
+        with suppress(DataError):  # a node that died may leave a hole (NFS), but after the checkpoint's lines
+            for line in _iterate_metrics(self.metrics):
+                if line["step"] > step:
+                    break
+                lines.append(json.dumps(line))
         with atomic_write(self.metrics) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in kept))
+            temporary.write_text("".join(f"{line}\n" for line in lines))
 
     def log_text(self) -> str:
         """Return the log so far."""
@@ -141,16 +146,29 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics.jsonl in order of their steps, up to one that was not written whole; none if no file."""
-    lines: list[dict[str, Any]] = []
-    for text in path.read_text(errors="replace").splitlines() if path.exists() else []:
+    """Return the lines of a metrics.jsonl in order of their steps; none if there is no file.
+
+    What follows the last line break is left out: it is being written, or its writer was killed.
+
+    Raises:
+        DataError: a line is broken; names file and line.
+    """
+    return list(_iterate_metrics(path))
+
+
+def _iterate_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    whole = path.read_text(errors="replace").split("\n")[:-1] if path.exists() else []
+    for number, text in enumerate(whole, 1):
         try:
             line = json.loads(text)
             line["step"] = int(line["step"])
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError):
-            break  # the machine went down while it was written: the lines of the last checkpoint are before it
-        lines.append(line)
-    return lines
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{path}, line {number}: expected a JSON object with a step, found {text[:60]!r}. Likely cause: a machine died "
+                "while it wrote, or the file was edited. Fix: start the training again, which restores the log of the last "
+                "checkpoint, or remove the line"
+            ) from error
+        yield line
 
 
 def log_is_whole(folder: Path) -> bool:

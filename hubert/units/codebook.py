@@ -21,9 +21,10 @@ from hubert.core.recognise import recognise
 from hubert.features.source import FeatureSource, describe_source
 from hubert.settings.sections import KMeansSettings
 
-CHUNK = 1 << 16  # frames that are read at once: (65,536, 768) float32 are 201 MB
-
-BLOCK = 1 << 10  # frames whose distances are searched at once on a CPU: (1,024, 500) float32 are 2 MB, near its caches
+CHUNK_FRAMES = 1 << 16  # frames that are read at once: (65,536, 768) float32 are 201 MB
+SEARCH_FRAMES = (
+    1 << 10
+)  # frames whose distances are searched at once on a CPU: (1,024, 500) float32 are 2 MB, near its caches
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def nearest_centroids(frames: Tensor, centroids: Tensor) -> Tensor:
     directions = offsets.T.contiguous()
     units = torch.empty(len(frames), dtype=torch.int64, device=frames.device)
     on_cpu = frames.device.type == "cpu"
-    size = BLOCK if on_cpu else CHUNK
+    size = SEARCH_FRAMES if on_cpu else CHUNK_FRAMES
     with torch.autocast(frames.device.type, enabled=False):
         for block, found in zip(frames.split(size), units.split(size), strict=True):
             distances = torch.addmm(half, block.float() - mean, directions, alpha=-1)

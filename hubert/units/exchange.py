@@ -146,7 +146,7 @@ def _as_array(table: Any) -> tuple[str, npt.NDArray[Any]]:
     return str(table.dtype).removeprefix("torch."), exact.numpy()
 
 
-def export_codebook(codebook: Codebook, path: Path, form: Format) -> None:
+def export_codebook(codebook: Codebook, path: Path, format: Format) -> None:  # noqa: A002  (the option's name)
     """Write a codebook for other programs; atomic.
 
     `joblib` is a fitted `sklearn.cluster.MiniBatchKMeans`, what fairseq's and textless' tools load: `predict` gives our
@@ -156,9 +156,9 @@ def export_codebook(codebook: Codebook, path: Path, form: Format) -> None:
     Raises:
         ConfigError: there is no such format.
     """
-    if form not in get_args(Format):
-        raise ConfigError(f"format {form!r}: expected one of {', '.join(get_args(Format))}")
-    if form == "safetensors":
+    if format not in get_args(Format):
+        raise ConfigError(f"format {format!r}: expected one of {', '.join(get_args(Format))}")
+    if format == "safetensors":
         codebook.save(path)
         return
     import joblib  # with scikit-learn a second of import time

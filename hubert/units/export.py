@@ -33,7 +33,13 @@ def deduplicate(units: Integers) -> tuple[Integers, Integers]:
 
 
 def export_units(
-    table: Path, manifest: Path, folder: Path, *, part: str, form: Format, deduplicated: bool = False
+    table: Path,
+    manifest: Path,
+    folder: Path,
+    *,
+    part: str,
+    format: Format,  # noqa: A002  (the option's name)
+    deduplicated: bool = False,
 ) -> list[Path]:
     """Write the units of one part of a run. Memory holds the units of one file; each file is written whole or not at all.
 
@@ -42,7 +48,7 @@ def export_units(
         manifest: the manifest that the table was made from, for fairseq's `.tsv`.
         folder: where the files go.
         part: their name: `train` or `validation`.
-        form: `jsonl` or `km`.
+        format: `jsonl` or `km`.
         deduplicated: write runs of a unit as one, with durations.
 
     Returns:
@@ -52,7 +58,7 @@ def export_units(
         DataError: no table, or rows that fairseq's manifest cannot hold (segments, members of archives).
     """
     rows = Table(table)
-    if form == "jsonl":
+    if format == "jsonl":
         path = folder / f"{part}.jsonl"
         with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
             for fileid, units, durations in _files(rows, deduplicated=deduplicated):

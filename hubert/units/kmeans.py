@@ -23,9 +23,11 @@ from hubert.features.frames_file import frame_counts, read_frames, shard_shape
 from hubert.features.source import FeatureSource
 from hubert.features.stage import FeaturesStage
 from hubert.settings.sections import KMeansSettings
-from hubert.units.codebook import CHUNK, Codebook, GivenCodebook, nearest_centroids, read_given
+from hubert.units.codebook import CHUNK_FRAMES, Codebook, GivenCodebook, nearest_centroids, read_given
 
 Chunks = Callable[[], Iterable[Tensor]]
+# Feature shards, first centroids (K, D) and settings -> centroids (K, D) float32 and the number of iterations.
+Lloyd = Callable[[Sequence[Path], Tensor, KMeansSettings], tuple[Tensor, int]]
 
 
 def draw_frames(shards: Sequence[Path], num_frames: int, seed: int) -> Tensor:
@@ -93,6 +95,16 @@ def torch_lloyd(chunks: Chunks, centroids: Tensor, *, max_iterations: int, toler
     return centroids.cpu(), iteration
 
 
+def lloyd_in_process(shards: Sequence[Path], centroids: Tensor, settings: KMeansSettings) -> tuple[Tensor, int]:
+    """Run `torch_lloyd` over feature shards; returns centroids (K, D) float32 and the number of iterations."""
+    return torch_lloyd(
+        lambda: iterate_chunks(shards),
+        centroids,
+        max_iterations=settings.max_iterations,
+        tolerance=settings.tolerance,
+    )
+
+
 def mean_variance(chunks: Chunks) -> float:
     """Return the variance of the frames, averaged over the dimensions: what Lloyd's tolerance is relative to."""
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
@@ -126,8 +138,8 @@ def iterate_chunks(shards: Sequence[Path]) -> Iterator[Tensor]:
     """Yield the frames of all shards in chunks (n, D) float32 of bounded size."""
     for path in shards:
         num_frames, _ = shard_shape(path)
-        for start in range(0, num_frames, CHUNK):
-            yield read_frames(path, start, start + CHUNK)
+        for start in range(0, num_frames, CHUNK_FRAMES):
+            yield read_frames(path, start, start + CHUNK_FRAMES)
 
 
 @dataclass(kw_only=True)
@@ -140,6 +152,7 @@ class KMeansStage(Stage):
     sample: FeaturesStage
     kmeans: KMeansSettings
     given: GivenCodebook | None = None
+    lloyd: Lloyd = lloyd_in_process  # not in the key: `tasks.kmeans.dask_lloyd` finds the same codebook on Dask workers
 
     @property
     def source(self) -> FeatureSource:
@@ -167,15 +180,6 @@ class KMeansStage(Stage):
     def reads(self) -> list[Path]:
         return self.shards
 
-    def lloyd(self, centroids: Tensor) -> tuple[Tensor, int]:
-        """Refine the first centroids; `tasks/kmeans.py` does it on Dask workers."""
-        return torch_lloyd(
-            lambda: iterate_chunks(self.shards),
-            centroids,
-            max_iterations=self.kmeans.max_iterations,
-            tolerance=self.kmeans.tolerance,
-        )
-
     def work(self, spec: Spec) -> tuple[list[Path], Figures]:
         if self.given:
             given = read_given(Path(self.given.path), self.kmeans.num_units, self.source)
@@ -189,7 +193,7 @@ class KMeansStage(Stage):
             return [self.path], figures
         seed = self.kmeans.seed
         seeds = choose_seeds(draw_frames(self.shards, self.kmeans.seeding_frames, seed), spec["num_units"], seed)
-        centroids, num_iterations = self.lloyd(seeds)
+        centroids, num_iterations = self.lloyd(self.shards, seeds, self.kmeans)
         figures = codebook_figures(self.shards, Codebook(centroids, {})) | {"num_iterations": num_iterations}
         metadata = {
             "source": self.source.identity,

@@ -36,7 +36,7 @@ from hubert.data.audio_file import AudioRef
 
 FORMAT = 1
 AGAIN = "it is damaged: remove the folder {} and run `hubert units` again, which makes it anew"
-HEADER = 128  # bytes of a .npy header, fixed so that it can be written last
+HEADER = 128  # bytes of the header of a .npy file with one axis: numpy leaves room for any length
 
 Chunk = Mapping[str, Iterable[Any]]
 
@@ -48,7 +48,7 @@ class _Column:
         self.dtype = np.dtype(dtype)
         self.length = 0
         self._file: BinaryIO = path.open("wb")
-        self._file.write(b" " * HEADER)
+        self._write_header()
 
     def append(self, values: npt.ArrayLike) -> None:
         array = np.ascontiguousarray(values, dtype=self.dtype)
@@ -61,11 +61,13 @@ class _Column:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        text = repr({"descr": self.dtype.str, "fortran_order": False, "shape": (self.length,)})
-        size = HEADER - 10
         self._file.seek(0)
-        self._file.write(b"\x93NUMPY\x01\x00" + size.to_bytes(2, "little") + text.ljust(size - 1).encode() + b"\n")
+        self._write_header()
         self._file.close()
+
+    def _write_header(self) -> None:
+        header = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.length,)}
+        np.lib.format.write_array_header_1_0(self._file, header)
 
 
 class _TableWriter:

@@ -9,6 +9,7 @@ Prefect runs programs as the user who started it. So Prefect's own basic authent
 import ipaddress
 import os
 import re
+import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +66,41 @@ def internal_addresses() -> Iterator[tuple[str, str]]:
 def _choices() -> str:
     internal = ", ".join(f"{address} ({name})" for address, name in internal_addresses()) or "none"
     return f"127.0.0.1 is for this machine alone, its internal addresses are: {internal}"
+
+
+def check_port(host: str, port: int, *, setting: str) -> None:
+    """Check that a server could listen on a port.
+
+    Raises:
+        ConfigError: something else listens there, or the host is not one of this machine's addresses.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            holder = find_port_holder(port) or "another program"
+            raise ConfigError(
+                f"port {port} on {host} cannot be used ({error.strerror}): it is held by {holder}. "
+                f"Stop that program, or choose another port with {setting}."
+            ) from error
+
+
+def find_port_holder(port: int) -> str | None:
+    """Return the program that listens on a TCP port, with its id; None if nobody does, or if it is another user's."""
+    try:
+        connections = psutil.net_connections(kind="tcp")
+    except psutil.AccessDenied:  # macOS asks for root
+        return None
+    pids = (found.pid for found in connections if found.status == psutil.CONN_LISTEN and found.laddr[1:2] == (port,))
+    pid = next(pids, None)
+    if pid is None:
+        return None
+    try:
+        return f"{' '.join(psutil.Process(pid).cmdline())[:200]} (process {pid})"
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return f"process {pid}"
 
 
 def auth_file(folder: Path) -> Path:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from hubert.core.errors import TransientError
 from hubert.core.paths import PROJECT
+from hubert.core.process import epitaph
 from tasks.service.deployments import PREFECT_FILE
-from tasks.service.processes import epitaph, is_alive
 from tasks.service.service import PARTS, describe, down, locked, up
 from tasks.service.settings import Service, ServiceSettings, find_service
 from tasks.service.signals import deaf, interrupted_by
@@ -63,7 +63,7 @@ def _keep_up(service: Service, prefect_file: Path, project: Path, say: Callable[
     since = dict.fromkeys(PARTS, float("-inf"))
     while True:
         time.sleep(WATCH_SECONDS)
-        ended = [record for record in service.processes.values() if not is_alive(record)]
+        ended = [record for record in service.processes.values() if not record.is_alive()]
         if not ended:
             continue
         with locked(settings):  # a `hubert down` that is at work holds the lock until it is done

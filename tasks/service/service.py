@@ -18,21 +18,19 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hubert.core.errors import ConfigError, TransientError
 from hubert.core.paths import PROJECT
-from tasks.service.access import CLIENT_AUTH, SERVER_AUTH, auth_file, choose_auth, write_auth
-from tasks.service.deployments import PREFECT_FILE, check_registered, deploy_command, read_deployments
-from tasks.service.prefect_api import PrefectApi, connect
-from tasks.service.processes import (
-    CLOCK_TOLERANCE_SECONDS,
+from hubert.core.process import (
+    EXIT_SECONDS,
     ProcessRecord,
-    check_port,
-    exit_code,
+    exit_status,
     find_marked,
-    is_alive,
     last_lines,
     start_process,
     stop_processes,
     wait_for,
 )
+from tasks.service.access import CLIENT_AUTH, SERVER_AUTH, auth_file, check_port, choose_auth, write_auth
+from tasks.service.deployments import PREFECT_FILE, check_registered, deploy_command, read_deployments
+from tasks.service.prefect_api import PrefectApi, connect
 from tasks.service.profiles import disable_plugins, enable_plugins, plugins_are_enabled
 from tasks.service.settings import (
     SERVERS,
@@ -83,7 +81,7 @@ def up(settings: ServiceSettings, *, prefect_file: Path = PREFECT_FILE, project:
     with locked(settings):
         auth = choose_auth(settings.host, settings.folder)
         service = find_service(settings.folder) or Service(settings=settings)
-        running = {name: record for name, record in service.processes.items() if is_alive(record)}
+        running = {name: record for name, record in service.processes.items() if record.is_alive()}
         if running:
             _check_same(service.settings, settings, auth)
         if len(running) < len(PARTS):
@@ -101,7 +99,7 @@ def _start_missing(
     project: Path,
 ) -> Service:
     """Start the missing parts, both servers at once, then the worker while the deployments are registered."""
-    running = {name: record for name, record in former.items() if is_alive(record)}
+    running = {name: record for name, record in former.items() if record.is_alive()}
     missing = [name for name in PARTS if name not in running]
     # A server that was killed may have left children, which still hold its port. A worker's flows go on without it.
     orphaned = [record for name, record in former.items() if name in missing and name != WORKER]
@@ -135,7 +133,7 @@ def _start_missing(
                     api.crash_unfinished_runs(settings.pool, "The process of this run is gone: it was killed.")
                 start(WORKER, commands[WORKER], settings.folder)
             registering = start("deployments", deploy_command(prefect_file), project)
-            checks = {**_ready(settings, api, parts), "deployments": lambda: not is_alive(registering)}
+            checks = {**_ready(settings, api, parts), "deployments": lambda: not registering.is_alive()}
             wait_for(checks, list(parts.values()), settings.start_seconds)
             _check_deployed(prefect_file, registering, api)
     except BaseException:
@@ -159,7 +157,7 @@ def deploy(settings: ServiceSettings, prefect_file: Path = PREFECT_FILE, *, proj
     with connect(settings.api_url, settings.auth) as api:
         command = _start(settings, "deployments", deploy_command(prefect_file), project)
         try:
-            wait_for({"deployments": lambda: not is_alive(command)}, [], settings.start_seconds)
+            wait_for({"deployments": lambda: not command.is_alive()}, [], settings.start_seconds)
         except BaseException:
             with deaf():
                 stop_processes([command], settings.stop_seconds)
@@ -170,7 +168,9 @@ def deploy(settings: ServiceSettings, prefect_file: Path = PREFECT_FILE, *, proj
 def _check_deployed(prefect_file: Path, command: ProcessRecord, api: PrefectApi) -> list[str]:
     """Check what a `deploy_command` that has ended did; as `check_registered`."""
     printed = f"`prefect deploy` printed ({command.log}):\n{last_lines(command, 40)}"
-    return check_registered(prefect_file, exit_code(command), printed, api.deployments())
+    return check_registered(
+        prefect_file, exit_status(command.process, wait_seconds=EXIT_SECONDS), printed, api.deployments()
+    )
 
 
 def down(settings: ServiceSettings) -> Stopped:
@@ -185,7 +185,7 @@ def down(settings: ServiceSettings) -> Stopped:
         if service is None:
             return Stopped()
         settings = service.settings
-        alive = tuple(name for name, record in service.processes.items() if is_alive(record))
+        alive = tuple(name for name, record in service.processes.items() if record.is_alive())
         worker = [record for name, record in service.processes.items() if name == WORKER]
         killed = stop_processes(worker, settings.stop_seconds)
         runs: list[str] = []
@@ -292,7 +292,7 @@ def _ready(
     settings: ServiceSettings, api: PrefectApi, parts: dict[str, ProcessRecord]
 ) -> dict[str, Callable[[], bool]]:
     """Return a check for each part: does it answer?"""
-    worker_since = parts[WORKER].created - CLOCK_TOLERANCE_SECONDS
+    worker_since = parts[WORKER].since
     return {
         PREFECT: api.is_healthy,
         MLFLOW: lambda: _answers(f"{settings.mlflow_url}/health"),
@@ -303,7 +303,7 @@ def _ready(
 def _health(service: Service, name: str) -> Health:
     """Return the health of one part."""
     record, settings = service.processes.get(name), service.settings
-    if record is None or not is_alive(record):
+    if record is None or not record.is_alive():
         return "ended"
     if name == WORKER:
         return "runs"

@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hubert.core.errors import ConfigError
 from hubert.core.files import read_json, write_json
 from hubert.core.paths import PROJECT
+from hubert.core.process import ProcessRecord
 from tasks.service.access import CLIENT_AUTH, check_host, is_loopback, read_auth
-from tasks.service.processes import ProcessRecord
 
 # Prefect's shortest; `PrefectApi.add_lost_run_automation` gives up a run that misses six.
 HEARTBEAT_SECONDS = 30

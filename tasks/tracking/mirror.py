@@ -8,7 +8,6 @@ training whose steps come out otherwise the second time (on a GPU they may) gets
 `tasks.tracking.registry` goes on from here: which checkpoint is the teacher.
 """
 
-import json
 import math
 import os
 import time
@@ -29,6 +28,7 @@ from hubert.core.paths import RunFolder
 from hubert.evaluation.checkpoints import Checkpoint
 from hubert.evaluation.columns import CHECKPOINT, column
 from hubert.runs.pipeline import Iteration
+from hubert.training.folder import read_metrics
 from hubert.training.stage import TrainStage
 
 # A server that is down must be noticed in seconds: mirroring catches up later. And a request whose answer was lost must not
@@ -97,7 +97,7 @@ class Tracker:
 
     def catch_up(self) -> None:
         """Do what `mirror` does; one of OUTAGE is raised if MLflow does not answer."""
-        lines = read_lines(self.stage.folder / "metrics.jsonl")
+        lines = read_metrics(self.stage.metrics)
         client, (_, run_id) = self.client, self.ids()
         if self._sent is None:
             self._sent = {metric.step: metric.value for metric in client.get_metric_history(run_id, WATERMARK)}
@@ -279,14 +279,6 @@ def prefect_address() -> str:
 def is_configured() -> bool:
     """Whether a tracking server was named; without one nothing is mirrored, and nothing is written elsewhere."""
     return bool(os.environ.get("MLFLOW_TRACKING_URI"))
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines of a metrics file; a line that is being written is left for the next call."""
-    if not path.exists():
-        return []
-    text = path.read_text()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def metric_points(line: Mapping[str, Any]) -> list[Metric]:

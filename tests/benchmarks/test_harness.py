@@ -172,10 +172,10 @@ def test_the_cpu_time_of_a_child_counts_once():
 
 
 def test_a_short_round_lasts_a_second_and_counts_as_one_call():
-    from benchmarks.stages.loader import _drain
+    from benchmarks.stages.loader import drain
 
     run = Run(Path(), Path(), "cpu", 1, {"deliver_minutes": 1}, 0.0)
-    outcome = _drain(run, iter(lambda: 16_000, None))
+    outcome = drain(run, iter(lambda: 16_000, None))
     assert outcome.audio_seconds == 60
     assert run.clock.wall[0] < 0.1, "60 batches of a second each take no time"
 

@@ -112,7 +112,9 @@ def test_only_the_tracking_knows_mlflow_and_one_file_dask_ml(library, owners):
 
 def test_a_training_node_needs_no_service_and_no_data_libraries():
     """`hubert.train` imports with torch, numpy, soundfile, pydantic and safetensors alone."""
-    heavy = sorted(SERVICE | {"tasks", "flows", "polars", "sklearn", "torchaudio", "fastabx", "matplotlib", "pandas"})
+    heavy = sorted(
+        SERVICE | {"tasks", "flows", "polars", "sklearn", "torchaudio", "fastabx", "matplotlib", "pandas", "psutil"}
+    )
     code = f"import sys, hubert.train; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT)
     assert result.stdout.strip() == "[]"

@@ -165,7 +165,7 @@ def test_a_converted_crop_equals_the_slice_of_the_converted_file(
 def test_a_long_file_is_converted_in_pieces_without_seams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ref = write_audio(tmp_path / "a.wav", make_speech(44_100), 44_100)
     whole = read_waveform(ref, resample=True)
-    monkeypatch.setattr("hubert.data.audio.BLOCK", 1_000)
+    monkeypatch.setattr("hubert.data.audio.BLOCK_SAMPLES", 1_000)
     torch.testing.assert_close(read_waveform(ref, resample=True), whole, rtol=0, atol=1e-6)
 
 

@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from hubert.core.paths import PROJECT
+from hubert.core.process import start_process, stop_processes
 from tasks.service.follow import INFO, follow, start_run
 from tasks.service.prefect_api import connect
-from tasks.service.processes import start_process, stop_processes
 from tasks.service.register import register
 from tasks.service.settings import HEARTBEAT_SECONDS, SERVERS, ServiceSettings, environment
 from tests.support.postgresql import find_programs, postgresql

@@ -14,7 +14,6 @@ from hubert.core.files import read_json
 from hubert.core.paths import RunFolder
 from tasks.service.follow import start_run
 from tasks.service.prefect_api import connect
-from tasks.service.processes import is_alive
 from tasks.service.service import MLFLOW, PREFECT, WORKER, down, up
 from tasks.service.settings import environment as service_environment
 from tasks.service.settings import find_service
@@ -212,7 +211,7 @@ def kill_part(settings, name: str) -> None:
     """kill -9 of a server of the service; returns when it is gone, so that `up` sees it too."""
     record = find_service(settings.folder).processes[name]
     os.kill(record.pid, signal.SIGKILL)
-    wait_until(lambda: not is_alive(record), f"the end of the {name}")
+    wait_until(lambda: not record.is_alive(), f"the end of the {name}")
 
 
 # What else may be gone for a while ----------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,9 +18,10 @@ from hypothesis import strategies as st
 from hubert.core.errors import DataError, HubertError, TransientError
 from hubert.core.paths import PROJECT
 from hubert.data.match import match_fileids
+from hubert.evaluation.abx.features import FeatureFolder, FeatureWriter
 from hubert.evaluation.abx.items import SCHEMA, item_frames, read_items, split_items, write_item
 from hubert.evaluation.abx.job import ABXJob, Representation, main, read_results, score_in_subprocess
-from hubert.evaluation.abx.score import ABXResult, FeatureFolder, ScoreSettings, score_representations, write_features
+from hubert.evaluation.abx.score import ABXResult, ScoreSettings, score_representations
 
 PHONES = ("AA", "B", "K", "IY")
 SPEECH = PROJECT.parent / "shared" / "data" / "librispeech-mini"
@@ -64,10 +64,17 @@ def make_features(
     return features
 
 
-def score(features: dict[str, np.ndarray], items: pl.DataFrame, *, frame_rate: int, **how: Any) -> ABXResult:
+def score(features: dict[str, np.ndarray], items: pl.DataFrame, *, frame_rate: float, **settings: object) -> ABXResult:
     """Score one representation in this process."""
-    (result,) = score_representations({"one": (features, frame_rate)}, {"items": items}, ScoreSettings(**how))
-    return result
+    chosen = ScoreSettings.model_validate(settings)
+    return next(score_representations({"features": (features, frame_rate)}, {"items": items}, chosen))
+
+
+def write_features(folder: Path, features: dict[str, np.ndarray]) -> None:
+    counts = {fileid: len(array) for fileid, array in features.items()}
+    with FeatureWriter(folder, counts, torch.float32) as writer:
+        for fileid, array in features.items():
+            writer.write(fileid, torch.as_tensor(array))
 
 
 def write_job(
@@ -75,7 +82,7 @@ def write_job(
 ) -> ABXJob:
     write_item(folder / "all.item", items)
     for name, arrays in features.items():
-        write_features(folder / name, arrays.items(), shard_bytes=4000)
+        write_features(folder / name, arrays)
     one = [Representation(name=name, features=folder / name, frame_rate=rates[name]) for name in features]
     return ABXJob(
         items={"all": folder / "all.item"}, representations=tuple(one), output=folder / "abx.json", num_threads=1
@@ -156,7 +163,7 @@ def test_a_wrong_frame_rate_is_an_error_and_not_a_small_score() -> None:
 
 def test_a_single_speaker_cannot_be_scored_across() -> None:
     items = make_items(num_speakers=1)
-    assert score(make_features(items), items, frame_rate=50, speaker=("within",)).across is None
+    assert score(make_features(items), items, frame_rate=50, speaker=["within"]).across is None
     with pytest.raises(DataError, match=r"across speaker on items.* 1 speakers"):
         score(make_features(items), items, frame_rate=50)
 
@@ -271,25 +278,33 @@ def test_a_job_refuses_equal_names_and_limits_that_fastabx_does_not_take(tmp_pat
         ABXJob(items={"all": tmp_path}, representations=(one,), output=tmp_path, max_x_across=1)
 
 
-def test_features_on_disk_are_read_back_from_shards_and_arrays(tmp_path: Path) -> None:
-    names = ["a b/é,1", "c#0-16000", "d.e"]
-    arrays = {name: np.random.default_rng(0).normal(size=(5, 2)).astype(np.float16) for name in names}
-    assert write_features(tmp_path, arrays.items(), shard_bytes=1) == 3
-    np.save(tmp_path / "f.npy", np.ones((4, 2), np.float32))
+def test_features_on_disk_are_read_back_file_by_file(tmp_path: Path) -> None:
+    """Names with spaces, quotes and letters of any alphabet; the pieces of a file come in any order."""
+    arrays = {name: torch.randn(number + 3, 2) for number, name in enumerate(["a b/é,1", 'c#0-16000"', "d.e"])}
+    counts = {name: len(array) for name, array in arrays.items()}
+    with FeatureWriter(tmp_path, counts, torch.float16) as writer:
+        for name, array in reversed(arrays.items()):
+            writer.write(name, array[2:], start=2)
+            writer.write(name, array[:2])
     folder = FeatureFolder(tmp_path)
-    assert set(folder) == {*names, "f"}
-    assert [folder.num_frames(name) for name in (*names, "f")] == [5, 5, 5, 4]
-    for name, array in arrays.items():
-        assert np.array_equal(folder[name].numpy(), array)
-    np.save(tmp_path / "d.e.npy", np.ones((4, 2), np.float32))
-    with pytest.raises(DataError, match=r"'d.e' are twice"):
+    assert list(folder) == list(arrays)
+    assert {name: folder.num_frames(name) for name in folder} == counts
+    assert all(torch.equal(folder[name], array.half()) for name, array in arrays.items())
+
+
+def test_features_that_were_not_written_whole_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="found no features"):
         FeatureFolder(tmp_path)
-    (tmp_path / "d.e.npy").write_bytes(b"")
-    (tmp_path / "00002.safetensors").unlink()
-    with pytest.raises(DataError, match=r"d.e.npy: expected a .npy file"):
-        FeatureFolder(tmp_path)["d.e"]
-    (tmp_path / "9.safetensors").write_bytes(b"short")
-    with pytest.raises(DataError, match=r"9\.safetensors"):
+    with (
+        pytest.raises(DataError, match="expected 5 frames, 4 were written"),
+        FeatureWriter(tmp_path, {"a": 5}, torch.float32) as writer,
+    ):
+        writer.write("a", torch.ones(4, 2))
+    (tmp_path / "frames.safetensors").write_bytes(b"short")
+    with pytest.raises(DataError, match=r"frames\.safetensors: expected a safetensors file"):
+        FeatureFolder(tmp_path)
+    (tmp_path / "frames.safetensors").unlink()
+    with pytest.raises(DataError, match=r"frames\.safetensors"):
         FeatureFolder(tmp_path)
 
 
@@ -427,7 +442,7 @@ def test_mfcc_of_real_speech_score_as_measured_with_zerospeech_abx(
         static = mfcc(waveform[None], sample_frequency=16_000, use_energy=False).T
         first = compute_deltas(static)
         features[f"{path.parent.name}/{path.stem}"] = torch.cat([static, first, compute_deltas(first)]).T
-    write_features(tmp_path / "mfcc", features.items())
+    write_features(tmp_path / "mfcc", features)
     representation = Representation(name="mfcc", features=tmp_path / "mfcc", frame_rate=100)
     job = ABXJob(
         items={kind: SPEECH / f"{kind}-abx.item"}, representations=(representation,), output=tmp_path / "abx.json"

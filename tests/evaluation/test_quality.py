@@ -3,9 +3,9 @@
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,8 +19,10 @@ from sklearn.metrics import mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix
 
 from hubert.core.errors import DataError
-from hubert.core.hashing import file_digest
+from hubert.core.hashing import digest, file_digest
 from hubert.core.paths import PROJECT
+from hubert.data.demo.speech import PHONES as DEMO_PHONES
+from hubert.data.phones import NOISES, SILENCES
 from hubert.data.schema import SCHEMA, cut_segments
 from hubert.evaluation.quality.alignments import Alignments, read_alignments
 from hubert.evaluation.quality.phones import PhoneCounter, PhoneInventory, PhoneStatistics
@@ -28,6 +30,7 @@ from hubert.evaluation.quality.stage import QualityStage
 from hubert.evaluation.quality.textgrid import read_textgrid
 from hubert.features.source import FeatureSource
 from hubert.model.hubert import HuBERT
+from hubert.report.facts.phone_order import order_phones
 from hubert.settings.model import ModelConfig, conv_stack
 from hubert.settings.sections import FeatureSettings, QualitySettings
 from hubert.units.codebook import Codebook
@@ -55,14 +58,12 @@ def align_frames(phones: dict[str, list[str]], frame_rate: int = 50) -> Alignmen
     )
 
 
-def count(
-    units: dict[str, Any] | list[tuple[str, Any]], alignments: Alignments, num_units: int, frame_rate: int = 50
-) -> PhoneStatistics:
-    """Count phones and units of some files."""
+def count_phones(units: dict[str, list[int]], alignments: Alignments, *, num_units: int, frame_rate: int) -> dict:
+    """The figures of the units of some files, beside their phones."""
     counter = PhoneCounter(alignments, num_units=num_units, frame_rate=frame_rate)
-    for fileid, values in dict(units).items():
+    for fileid, values in units.items():
         counter.update(fileid, values)
-    return counter.statistics
+    return counter.statistics.figures()
 
 
 # Phones at frames ---------------------------------------------------------------------------------------------------
@@ -334,12 +335,11 @@ def test_figures_equal_slow_definitions(files: list[list[tuple[str, int]]]) -> N
     phones = {f"f{i}": [phone for phone, _ in file] for i, file in enumerate(files)}
     units = {f"f{i}": [unit for _, unit in file] for i, file in enumerate(files)}
     pairs = [pair for file in files for pair in file]
-    quality = count(units, align_frames(phones), num_units=7)
     names = [phone for phone, _ in pairs]
     used = Counter(unit for _, unit in pairs)
     statistics = UnitStatistics(7)
-    for values in units.values():
-        statistics.update(values)
+    for file in units.values():
+        statistics.update(file)
     usage = statistics.figures()
     assert usage["num_frames"] == len(pairs)
     assert usage["num_unused_units"] == sum(unit not in used for unit in range(7))
@@ -351,9 +351,9 @@ def test_figures_equal_slow_definitions(files: list[list[tuple[str, int]]]) -> N
     assert usage["mean_run_length"] == len(pairs) / runs
     if len(set(names)) == 1:
         with pytest.raises(DataError, match="at least two phones"):
-            quality.figures()
+            count_phones(units, align_frames(phones), num_units=7, frame_rate=50)
         return
-    figures = quality.figures()
+    figures = count_phones(units, align_frames(phones), num_units=7, frame_rate=50)
     joint = Counter(pairs)
     assert figures["phone_purity"] == sum(max(joint[p, k] for p in "ABCD") for k in range(7)) / len(pairs)
     assert figures["cluster_purity"] == sum(max(joint[p, k] for k in range(7)) for p in "ABCD") / len(pairs)
@@ -393,8 +393,8 @@ def test_figures_equal_those_of_scikit_learn_and_scipy(files: list[list[tuple[st
     ]
     if len(set(names)) < 2:
         return
-    aligned = [(f"f{n}", [unit for _, unit in file]) for n, file in enumerate(files) if {p for p, _ in file} != {"-"}]
-    figures = count(aligned, align(rows), num_units=6).figures()
+    aligned = {f"f{n}": [unit for _, unit in file] for n, file in enumerate(files) if {p for p, _ in file} != {"-"}}
+    figures = count_phones(aligned, align(rows), num_units=6, frame_rate=50)
     table = contingency_matrix(names, values)
     information = mutual_info_score(names, values)
     phones, units = scipy_entropy(table.sum(1)), scipy_entropy(table.sum(0))
@@ -409,11 +409,11 @@ def test_figures_equal_those_of_scikit_learn_and_scipy(files: list[list[tuple[st
         "phone_entropy_given_unit": sum(scipy_entropy(column) * column.sum() for column in table.T) / table.sum(),
         "unit_entropy_given_phone": sum(scipy_entropy(row) * row.sum() for row in table) / table.sum(),
         "num_aligned_frames": len(pairs),
-        "num_unaligned_frames": sum(len(units) for _, units in aligned) - len(pairs),
+        "num_unaligned_frames": sum(map(len, aligned.values())) - len(pairs),
         "mean_phone_length": len(pairs)
         / sum(1 for file in files for phone, _ in groupby(p for p, _ in file) if phone != "-"),
-        "mean_unit_length": sum(len(units) for _, units in aligned)
-        / sum(len(list(groupby(units))) for _, units in aligned),
+        "mean_unit_length": sum(map(len, aligned.values()))
+        / sum(len(list(groupby(units))) for units in aligned.values()),
     }
     assert {name: figures[name] for name in expected} == pytest.approx(expected, abs=1e-9)
 
@@ -435,15 +435,31 @@ def test_units_that_are_the_phones_are_perfect_and_random_units_know_nothing() -
 
 def test_silence_is_one_phone_and_only_arpabet_loses_its_stress() -> None:
     """Tones (`a4`) and X-SAMPA vowels keep their digits: they are not stress."""
-    inventory = PhoneInventory(["", "SIL", "sp", "spn", "AH0", "AH1", "AH", "a4"])
+    labels = ["", "SIL", "_:", "spn", "AH0", "AH1", "AH", "a4"]
+    inventory = PhoneInventory(labels)
     assert inventory.phones == ("AH", "SIL", "a4", "spn")
-    assert inventory(np.array([4, 5, 6, -1, 7, 0, 3], np.int32)).tolist() == [0, 0, 0, -1, 2, 1, 3]
+    assert inventory(np.array([4, 5, 6, -1, 7, 0, 1, 2, 3], np.int32)).tolist() == [0, 0, 0, -1, 2, 1, 1, 1, 3]
 
 
-def test_units_are_counted_without_alignments() -> None:
+def test_what_counts_as_silence_is_drawn_as_silence_and_so_is_noise() -> None:
+    """PNMI and the phone-by-unit picture agree on every spelling, in any case."""
+    spellings = sorted({case for name in SILENCES for case in (name, name.upper(), f" {name} ")})
+    assert PhoneInventory(spellings).phones == ("SIL",)
+    assert len(PhoneInventory(sorted(NOISES)).phones) == len(NOISES)
+    assert dict(order_phones([*spellings, *sorted(NOISES)])).keys() == {"silence"}
+
+
+def test_the_demo_calls_silence_what_everything_else_calls_silence() -> None:
+    """The engine's mnemonics for silence, and the label that the demo's alignments have for them."""
+    silences = {mnemonic for mnemonic, label in DEMO_PHONES.items() if label == "SIL"}
+    assert silences == {"_", "_:", "_|"} <= SILENCES
+    assert not {label.lower() for label in DEMO_PHONES.values() if label != "SIL"} & (SILENCES | NOISES)
+
+
+def test_usage_is_counted_file_by_file() -> None:
     statistics = UnitStatistics(4)
-    for fileid, units in (("a", [0, 0, 1, 1]), ("b", np.array([1, 3], np.uint16)), ("c", [])):
-        statistics.update(units, fileid=fileid)
+    for units in ([0, 0, 1, 1], np.array([1, 3], np.uint16), []):
+        statistics.update(units)
     figures = statistics.figures()
     assert statistics.usage.tolist() == [2, 3, 0, 1]
     assert figures["num_files"] == 3
@@ -476,10 +492,10 @@ def test_alignments_that_outlast_the_units_mean_a_wrong_frame_rate() -> None:
     """Units at 50 Hz that are called 100 Hz end at half of the time."""
     phones = {f"f{i}": ["A", "B"] * 50 for i in range(3)}
     units = {name: [0, 1] * 50 for name in phones}
-    good = count(units, align_frames(phones), num_units=2)
-    assert good.figures()["num_overrun_files"] == 0
+    good = count_phones(units, align_frames(phones), num_units=2, frame_rate=50)
+    assert good["num_overrun_files"] == 0
     with pytest.raises(DataError, match=r"3 of 3 files .* another frame rate"):
-        count(units, align_frames(phones), num_units=2, frame_rate=100).figures()
+        count_phones(units, align_frames(phones), num_units=2, frame_rate=100)
 
 
 def test_a_segment_is_aligned_by_its_file_and_first_sample() -> None:
@@ -586,6 +602,36 @@ def test_a_long_file_of_which_enough_frames_were_clustered_is_no_wrong_frame_rat
     mfcc, layer = figures["layers"]
     assert (mfcc["num_overrun_files"], layer["num_overrun_files"]) == (0, 0)
     assert layer["num_aligned_frames"] < 200  # two chunks of four
+
+
+TEXTGRID = 'File type = "ooTextFile"\nObject class = "TextGrid"\n\n0\n1\n<exists>\n1\n"IntervalTier"\n"phones"\n0\n1\n1\n0\n1\n"A"\n'
+
+
+def test_a_folder_of_textgrids_that_gets_another_name_makes_another_key(tmp_path: Path) -> None:
+    """The name of a folder is part of the fileids, and so of what the alignments are of."""
+    stage = build_stage(tmp_path, write_recordings(tmp_path, [1.0, 1.0]))
+    grids = tmp_path / "grids"
+    (grids / "s1").mkdir(parents=True)
+    (grids / "s1" / "u.TextGrid").write_text(TEXTGRID)
+    before = replace(stage, alignments=grids).key
+    grids.rename(tmp_path / "moved")
+    assert replace(stage, alignments=tmp_path / "moved").key == before
+    (tmp_path / "moved" / "s1").rename(tmp_path / "moved" / "s2")
+    assert replace(stage, alignments=tmp_path / "moved").key != before
+
+
+def test_the_keys_of_one_file_and_of_a_flat_folder_are_those_of_earlier_versions(tmp_path: Path) -> None:
+    """They hashed [name, sha256] of each file in the order of the names."""
+    stage = build_stage(tmp_path, write_recordings(tmp_path, [1.0, 1.0]))
+    digest_of = file_digest(tmp_path / "alignments.csv")
+    assert stage.inputs()["alignments"] == digest([["alignments.csv", digest_of]])
+    folder = tmp_path / "grids"
+    folder.mkdir()
+    for name in ("b.TextGrid", "a.TextGrid"):
+        (folder / name).write_text(TEXTGRID)
+    same = file_digest(folder / "a.TextGrid")
+    flat = replace(stage, alignments=folder)
+    assert flat.inputs()["alignments"] == digest([["a.TextGrid", same], ["b.TextGrid", same]])
 
 
 # Real speech --------------------------------------------------------------------------------------------------------

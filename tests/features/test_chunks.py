@@ -20,8 +20,9 @@ from hubert.core.stage import Stage
 from hubert.data.audio import read_spans, read_waveform
 from hubert.data.audio_file import AudioRef
 from hubert.data.schema import SCHEMA
+from hubert.evaluation.abx.features import FeatureFolder
 from hubert.evaluation.abx.stage import ABXStage
-from hubert.evaluation.layer_features import LayerFolder, every_representation
+from hubert.evaluation.layer_features import every_representation
 from hubert.evaluation.quality.stage import QualityStage
 from hubert.features.chunks import ChunkRule, cut
 from hubert.features.extract import FeatureExtractor, extract
@@ -243,7 +244,7 @@ def test_mfccs_in_tiny_chunks_equal_those_of_the_whole_exactly(length: int, long
 def test_overlapping_spans_equal_crops_and_the_file_is_decoded_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, rate: int
 ) -> None:
-    monkeypatch.setattr("hubert.data.audio.BLOCK", 10_000)
+    monkeypatch.setattr("hubert.data.audio.BLOCK_SAMPLES", 10_000)
     path = tmp_path / f"a.{suffix}"
     soundfile.write(path, make_speech(5 * rate), rate)
     ref = AudioRef("a", str(path), 80_000)
@@ -365,27 +366,27 @@ def test_every_representation_of_a_long_file_comes_in_pieces_that_fit_together(t
     rows = write_audio(tmp_path, [70_000, 8_000])
     source = save_teacher(tmp_path, SMALL)
     features = FeatureSettings(max_chunk_seconds=2.0, chunk_context_seconds=0.25, batch_seconds=3)
-    folders = {layer: LayerFolder(tmp_path / f"layer {layer}", layer) for layer in range(3)}
     found: dict[tuple[int, int], list[torch.Tensor]] = {}
     for piece in every_representation(rows, source, features, resample=False):
         mine = found.setdefault((piece.layer, piece.row), [])
         assert piece.start == sum(map(len, mine))
         mine.append(piece.features)
-        (total,) = num_units_of(rows["num_samples"].to_numpy()[[piece.row]], 50 if piece.layer else 100)
-        folders[piece.layer].add(rows["fileid"][piece.row], piece, int(total))
     extractor = FeatureExtractor(source, ChunkRule.of(features))
     assert torch.equal(torch.cat(found[0, 0]), mfcc(read_waveform(ref_of(rows))))
     assert torch.equal(
         torch.cat(found[2, 0]), torch.cat([part for _, part in extractor.long_file(ref_of(rows), resample=False)])
     )
-    for layer, folder in folders.items():
-        folder.close()
-        stored = {}
-        for path in folder.folder.rglob("*.safetensors"):
-            stored |= load_file(path)
+    rows.write_parquet(tmp_path / "manifest.parquet")
+    scored = {"path": source.checkpoint, "sha256": source.sha256, "num_layers": 2, "step": 1}
+    stage = ABXStage(tmp_path, tmp_path / "manifest.parquet", "m", tmp_path / "x", [scored], ABXSettings(), features)
+    folders = stage._write_representations(rows, source, tmp_path / "abx")
+    for layer in range(3):
+        stored = FeatureFolder(folders[layer])
+        assert list(stored) == rows["fileid"].to_list()
         for row, fileid in enumerate(rows["fileid"]):
             expected = torch.cat(found[layer, row])
             assert torch.equal(stored[fileid], expected if layer == 0 else expected.half())
+            assert stored.num_frames(fileid) == len(expected)
 
 
 def test_the_features_stage_writes_the_frames_in_the_order_of_the_sample(tmp_path: Path) -> None:
@@ -420,7 +421,7 @@ def test_a_file_that_is_written_in_pieces_has_the_bytes_of_one_that_is_written_a
     tmp_path: Path, dtype: torch.dtype
 ) -> None:
     frames = torch.randn(50, 7)
-    with FrameWriter(tmp_path / "pieces", "frames", 50, dtype) as writer:
+    with FrameWriter(tmp_path / "pieces", 50, dtype) as writer:
         for start, end in ((30, 50), (0, 10), (10, 30)):
             writer.write(start, frames[start:end])
     save_file({"frames": frames.to(dtype)}, tmp_path / "whole")
@@ -430,10 +431,10 @@ def test_a_file_that_is_written_in_pieces_has_the_bytes_of_one_that_is_written_a
 def test_a_file_with_missing_or_surplus_frames_is_an_error(tmp_path: Path) -> None:
     with (
         pytest.raises(DataError, match="expected 50 frames, 10 were written"),
-        FrameWriter(tmp_path / "a", "frames", 50, torch.float32) as writer,
+        FrameWriter(tmp_path / "a", 50, torch.float32) as writer,
     ):
         writer.write(0, torch.zeros(10, 3))
-    with FrameWriter(tmp_path / "b", "frames", 2, torch.float32) as writer:
+    with FrameWriter(tmp_path / "b", 2, torch.float32) as writer:
         writer.write(0, torch.zeros(2, 3))
         for position, frames in ((1, torch.zeros(2, 3)), (0, torch.zeros(1, 4))):
             with pytest.raises(DataError, match="expected frames of dimension 3 within 0 to 2"):

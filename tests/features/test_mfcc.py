@@ -13,7 +13,7 @@ from torch import Tensor
 import hubert.features.mfcc as mfcc_module
 from hubert.core.paths import PROJECT
 from hubert.features.extract import FeatureExtractor
-from hubert.features.mfcc import BLOCK, batch_mfcc, mfcc
+from hubert.features.mfcc import BLOCK_FRAMES, batch_mfcc, mfcc
 from hubert.features.source import FeatureSource
 from tests.support.reference import torchaudio_mfcc
 
@@ -56,7 +56,9 @@ def test_the_values_are_torchaudios(name: str) -> None:
     torch.testing.assert_close(found, torchaudio_mfcc(SIGNALS[name]), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("length", [400, 401, 559, 560, 561, 719, 720, 1_040, 160 * BLOCK + 239, 160 * BLOCK + 240])
+@pytest.mark.parametrize(
+    "length", [400, 401, 559, 560, 561, 719, 720, 1_040, 160 * BLOCK_FRAMES + 239, 160 * BLOCK_FRAMES + 240]
+)
 def test_the_shortest_files_have_the_frames_and_values_of_torchaudio(length: int) -> None:
     waveform = make_noise(length)
     found = mfcc(waveform)
@@ -87,7 +89,7 @@ def test_a_frame_has_the_same_bits_at_every_place_of_a_block(threads: int, step:
     torch.set_num_threads(threads)
     probe = make_noise(400)
     (expected,) = batch_mfcc([probe])
-    for place in range(3, BLOCK + 3, step):
+    for place in range(3, BLOCK_FRAMES + 3, step):
         assert torch.equal(batch_mfcc([make_noise(160 * place), probe])[1], expected)
 
 

@@ -14,7 +14,7 @@ from hubert.core.errors import ConfigError, DataError, TransientError, first_lin
 from hubert.core.paths import RunFolder
 from hubert.model.formats.export import push_to_hub, shortcut, torchaudio_config, transformers_config
 from hubert.model.hubert import HuBERT, HuBERTPretrain
-from hubert.report.model_card import _public
+from hubert.report.model_card import public_part
 from hubert.settings.model import SIZES, build_config
 from tests.model.test_model import BASE_LIKE, LARGE_LIKE_BIAS, NUM_CLASSES, assert_near, shaken, speech_like
 from tests.report.test_report import make_iteration
@@ -215,7 +215,7 @@ def test_a_run_is_exported_with_a_card_that_tells_its_figures(run, tmp_path, cap
 
 def test_a_card_tells_neither_places_nor_secrets_in_addresses():
     value = {"a": "/home/me/x.pt", "b": ["https://me:secret@host/x.pt?signature=SECRET#s"], "c": None}
-    assert _public(value) == {"a": "x.pt", "b": ["https://host/x.pt"]}
+    assert public_part(value) == {"a": "x.pt", "b": ["https://host/x.pt"]}
 
 
 def test_the_cards_python_runs(run, tmp_path, monkeypatch):

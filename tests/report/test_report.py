@@ -738,10 +738,10 @@ def test_phones_are_ordered_by_class(phones, order):
 def test_every_phone_of_the_demo_has_a_class():
     from hubert.data.demo import speech as demo_speech
 
-    phones = sorted(set(demo_speech._PHONES.values()))
+    phones = sorted(set(demo_speech.PHONES.values()))
     groups = dict(order_phones(phones))
     assert "other" not in groups
-    mnemonics = sorted(demo_speech._PHONES)
+    mnemonics = sorted(demo_speech.PHONES)
     assert "other" not in dict(order_phones(mnemonics))
 
 

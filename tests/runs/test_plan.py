@@ -9,7 +9,7 @@ from hubert.core.errors import ConfigError
 from hubert.core.paths import find_recipe
 from hubert.model.cost import ASSUMED, multiplications, num_parameters, training_rate
 from hubert.model.hubert import HuBERTPretrain
-from hubert.runs.plan import MAX_GROUPS, build_plan, format_plan
+from hubert.runs.plan import build_plan, format_plan
 from hubert.settings.model import SIZES
 from hubert.settings.recipe import build_recipe, read_recipe
 from tests.support.toy import hubert
@@ -76,12 +76,6 @@ def test_shards_and_tasks(paper):
     assert (stage(first, "features").num_shards, stage(first, "features").num_tasks) == (96, 98)
     assert (stage(first, "kmeans").num_tasks, stage(first, "train").num_tasks) == (3, 1)
     assert paper.num_tasks == 202 + 98 + 3 + 202 + 1 + 12 + 3 + 98 + 3 + 202 + 1 + 18 + 3
-
-
-def test_the_number_of_groups_is_the_flows():
-    from tasks.stage import NUM_GROUPS
-
-    assert MAX_GROUPS == NUM_GROUPS
 
 
 def test_the_sample_is_bounded_by_its_hours():

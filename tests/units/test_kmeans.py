@@ -1,6 +1,7 @@
 """The codebook against scikit-learn, and Lloyd by torch and by dask-ml against each other."""
 
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -112,7 +113,7 @@ def test_dask_ml_searches_in_our_way_and_finds_what_its_own_search_finds(frames,
     from dask_ml.metrics import pairwise_distances_argmin_min
     from sklearn import metrics
 
-    from tasks.kmeans import dask_frames, dask_lloyd, search
+    from tasks.kmeans import dask_frames, dask_kmeans, dask_lloyd, search
 
     seeds = choose_seeds(frames, 20, seed=1)
     options = {"metric": "euclidean", "metric_kwargs": {"squared": True}}
@@ -129,9 +130,44 @@ def test_dask_ml_searches_in_our_way_and_finds_what_its_own_search_finds(frames,
     with pytest.raises(AssertionError, match="searched"):
         pairwise_distances_argmin_min(dask_frames(shards), seeds.numpy())[0].compute()
     dask_lloyd(shards, seeds, KMeansSettings(num_units=20, max_iterations=3), AssertionError)
+    dask_kmeans.cache_clear()
     monkeypatch.delattr(k_means, "pairwise_distances_argmin_min")
     with pytest.raises(RuntimeError, match="another version"):
         dask_lloyd(shards, seeds, KMeansSettings(num_units=20, max_iterations=3), AssertionError)
+
+
+def test_fits_in_several_threads_at_once_all_search_in_our_way(frames, shards, monkeypatch):
+    """Whichever ends first, the others go on with the same search: a fit by scikit-learn's would raise."""
+    from sklearn import metrics
+
+    from tasks.kmeans import dask_kmeans, dask_lloyd
+
+    def refuse(*_, **__):
+        raise AssertionError("scikit-learn searched")
+
+    seeds = choose_seeds(frames, 20, seed=1)
+    monkeypatch.setattr(metrics, "pairwise_distances_argmin_min", refuse)
+    dask_kmeans.cache_clear()
+    fits = [KMeansSettings(num_units=20, max_iterations=count, tolerance=1e-9) for count in (1, 30, 2, 30)]
+    with ThreadPoolExecutor(len(fits)) as pool:
+        found = list(pool.map(lambda one: dask_lloyd(shards, seeds, one, AssertionError), fits))
+    assert torch.equal(found[1][0], found[3][0])
+
+
+def test_the_codebook_by_dask_is_the_same_stage_by_another_way(shards, tmp_path):
+    """The same key and folder; and it travels to a worker."""
+    from distributed.protocol import deserialize, serialize
+
+    from tasks.kmeans import with_dask
+
+    torch_settings, dask_settings = (KMeansSettings(num_units=5, backend=name) for name in ("torch", "dask"))
+    stage = KMeansStage(tmp_path, shards, "key", FeatureSource(), torch_settings)
+    assert with_dask(stage, AssertionError) is stage
+    asked = KMeansStage(tmp_path, shards, "key", FeatureSource(), dask_settings)
+    by_dask = deserialize(*serialize(with_dask(asked, AssertionError)))
+    assert (by_dask.key, by_dask.folder) == (asked.key, asked.folder)
+    assert by_dask.run()["num_units"] == 5
+    assert asked.done()
 
 
 def test_frames_above_the_limit_are_spread_over_the_workers(shards, frames):

@@ -68,6 +68,32 @@ def test_a_table_of_an_older_version_is_read_without_sizes_and_times(tmp_path):
     assert (ref.path, ref.size, ref.mtime_ns) == (chunk(3, 1)["path"][0], None, None)
 
 
+@pytest.mark.parametrize("numbers", [(0,), (9,), (95, 5, 900)])
+def test_the_columns_are_the_files_that_numpy_itself_would_write(tmp_path, numbers):
+    """Byte for byte, however many digits their length has."""
+    firsts = np.cumsum([0, *numbers])
+    write_table(tmp_path / "table", [chunk(*part) for part in zip(firsts, numbers, strict=False)], **FORMAT)
+    columns = sorted((tmp_path / "table").glob("*.npy"))
+    assert len(columns) == 14
+    for path in columns:
+        np.save(tmp_path / "theirs.npy", np.load(path))
+        assert path.read_bytes() == (tmp_path / "theirs.npy").read_bytes()
+
+
+def test_a_table_of_an_earlier_version_is_read(tmp_path):
+    """Its headers had no comma after the shape."""
+    write_table(tmp_path / "table", [chunk(0, 5)], **FORMAT)
+    before = {row: Table(tmp_path / "table").units(row).tolist() for row in range(5)}
+    for path in (tmp_path / "table").glob("*.npy"):
+        content = path.read_bytes()
+        header = content[10:128].replace(b"), }", b")}  ")
+        assert header != content[10:128]
+        path.write_bytes(content[:10] + header + content[128:])
+    table = Table(tmp_path / "table")
+    assert {row: table.units(row).tolist() for row in range(5)} == before
+    assert table.fileid(4) == "sprecher ä, 4"
+
+
 def test_polars_columns_with_nulls_are_taken_as_they_come_from_the_units_stage(tmp_path):
     plain = chunk(0, 6)
     frame = pl.DataFrame(plain | {"units": pl.Series(plain["units"], dtype=pl.List(pl.UInt16))}, strict=False)

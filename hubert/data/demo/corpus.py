@@ -36,7 +36,8 @@ from tqdm import tqdm
 from hubert.core.errors import ConfigError
 from hubert.core.files import atomic_write, read_json, remove, write_json
 from hubert.data.demo.sentences import make_sentences
-from hubert.data.demo.speech import SAMPLE_RATE, SILENCE, Segments, record, speak
+from hubert.data.demo.speech import SAMPLE_RATE, Segments, record, speak
+from hubert.data.phones import SILENCE
 
 VERSION = 1  # raise it when the same settings lead to other bytes
 MIN_PHONE_SECONDS = 0.03

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from hubert.core.errors import DataError
 from hubert.data.demo import espeak
+from hubert.data.phones import SILENCE
 
 SAMPLE_RATE = 16_000
-SILENCE = "SIL"
 
 Segments = list[tuple[float, float, str]]  # start and end in seconds, phone
 Speech = tuple[list[tuple[str, int]], NDArray[np.int16]]  # mnemonic and first sample of each phone; 22.05 kHz samples
@@ -34,13 +34,13 @@ _LEVEL_DB = (-30.0, -22.0)  # root mean square of the speech, relative to full s
 
 # The engine's mnemonic, without stress marks, = the label here: ARPAbet's 39 and AX (reduced vowel), DX (flap),
 # EL (syllabic l), and the five vowels with an r (AAR, AOR, EHR, IHR, UHR), which the engine speaks as one phone.
-_TABLE = """
+_MNEMONICS = """
     b=B d=D f=F g=G k=K l=L m=M n=N p=P r=R s=S t=T v=V w=W z=Z D=DH N=NG S=SH T=TH Z=ZH dZ=JH h=HH j=Y tS=CH
     n-=N r-=R t2=T ?=T t#=DX @L=EL 0=AA A:=AA a=AE aa=AE V=AH @=AX @2=AX a#=AX O:=AO O2=AO aU=AW aI=AY aI@=AY aI3=AY
     E=EH 3:=ER 3=ER eI=EY I=IH I2=IH I#=IH i:=IY i=IY oU=OW OI=OY U=UH u:=UW A@=AAR O@=AOR o@=AOR e@=EHR i@=IHR
     i@3=IHR U@=UHR _=SIL _:=SIL _|=SIL
 """
-_PHONES = dict(pair.split("=") for pair in _TABLE.split())
+PHONES = dict(pair.split("=") for pair in _MNEMONICS.split())
 _STRESS = "',%="
 _GLIDE = ";"  # the passage from a front vowel to the next vowel: part of the first one
 
@@ -121,12 +121,12 @@ def _align(phones: list[tuple[str, int]], speech: NDArray[np.float64]) -> Segmen
         name = mnemonic.strip(_STRESS)
         if name == _GLIDE:
             continue
-        if name not in _PHONES:
+        if name not in PHONES:
             raise DataError(
                 f"espeak-ng gave the phone {mnemonic!r}, which hubert/data/demo/speech.py does not know; "
                 "the version of espeakng-loader may be too new: install 0.2.4"
             )
-        start, label, (previous, previous_label) = first, _PHONES[name], segments[-1]
+        start, label, (previous, previous_label) = first, PHONES[name], segments[-1]
         if previous_label != SILENCE:  # zeros at the end of a phone are the closure of the next one, or a short gap
             start = previous + _last_sounding(speech[previous:first])
         if start == previous:

@@ -32,13 +32,9 @@ from tqdm import tqdm
 from hubert.core.errors import ConfigError, DataError, HubertError, TransientError
 from hubert.core.files import read_json, write_json
 from hubert.core.paths import PROJECT
+from hubert.evaluation.abx.features import FeatureFolder
 from hubert.evaluation.abx.items import read_items
-from hubert.evaluation.abx.score import (
-    ABXResult,
-    FeatureFolder,
-    ScoreSettings,
-    score_representations,
-)
+from hubert.evaluation.abx.score import ABXResult, ScoreSettings, score_representations
 
 _EXIT_CODES = {DataError: 65, ConfigError: 78}  # of sysexits.h: EX_DATAERR, EX_CONFIG
 

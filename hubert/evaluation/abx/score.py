@@ -5,21 +5,18 @@ Features come as a mapping from fileid to (F, D), mostly a `FeatureFolder`, whic
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import polars as pl
 import torch
 from fastabx import Dataset, EmptyTaskError, InMemoryAccessor, Score, Subsampler, Task
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from hubert.core.errors import DataError
-from hubert.core.files import atomic_write
+from hubert.evaluation.abx.features import FeatureFolder
 from hubert.evaluation.abx.items import ItemCheck, check_items, item_frames
 
 Speaker = Literal["within", "across"]
@@ -27,14 +24,14 @@ Array = np.ndarray | torch.Tensor
 
 
 class ScoreSettings(BaseModel):
-    """How to score."""
+    """How to score: phones in the same context, and the two limits of ZeroSpeech (None: all are compared)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     speaker: tuple[Speaker, ...] = ("within", "across")
-    max_size_group: int | None = Field(default=10, ge=2)
-    max_x_across: int | None = Field(default=5, ge=2)  # fastabx refuses 1
-    seed: int = Field(default=0, ge=0)
+    max_size_group: int | None = Field(default=10, ge=2)  # most occurrences of A, of B and of X in a cell
+    max_x_across: int | None = Field(default=5, ge=2)  # most speakers of X for an A and B; fastabx refuses 1
+    seed: int = Field(default=0, ge=0)  # of the draws that the limits make
 
 
 @dataclass(frozen=True)
@@ -76,99 +73,6 @@ class ABXResult:
         )
 
 
-class FeatureFolder(Mapping[str, torch.Tensor]):
-    """Features on disk, read one file at a time: fileid -> (F, D).
-
-    The folder holds `*.safetensors` (each tensor's name is its fileid; see `write_features`), or one `.npy` per file
-    (its path in the folder, without suffix, is the fileid), or both.
-
-    Raises:
-        DataError: no features in the folder, or two for one fileid.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._shards: dict[Path, Any] = {}
-        self._paths: dict[str, Path] = {}
-        for path in sorted([*root.rglob("*.safetensors"), *root.rglob("*.npy")]):
-            is_array = path.suffix == ".npy"
-            for fileid in (
-                [path.relative_to(root).as_posix().removesuffix(".npy")] if is_array else self._shard(path).keys()
-            ):
-                if fileid in self._paths:
-                    raise DataError(
-                        f"features of {fileid!r} are twice in {root}: in {self._paths[fileid].name} and {path.name}"
-                    )
-                self._paths[fileid] = path
-        if not self._paths:
-            raise DataError(f"no features (*.safetensors, *.npy) in {root}")
-
-    def __getitem__(self, fileid: str) -> torch.Tensor:
-        path = self._paths[fileid]
-        if path.suffix == ".npy":
-            return torch.from_numpy(_read_array(path))
-        tensor: torch.Tensor = self._shard(path).get_tensor(fileid)
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._paths)
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def num_frames(self, fileid: str) -> int:
-        """Return the number of frames of a file from its header, without reading the features."""
-        path = self._paths[fileid]
-        if path.suffix == ".npy":
-            return len(_read_array(path, mmap_mode="r"))
-        return int(self._shard(path).get_slice(fileid).get_shape()[0])
-
-    def _shard(self, path: Path) -> Any:
-        if path not in self._shards:
-            try:
-                self._shards[path] = safe_open(path, framework="pt")
-            except SafetensorError as error:
-                raise DataError(
-                    f"{path}: expected a safetensors file, found: {error}. Fix: write the features again"
-                ) from error
-        return self._shards[path]
-
-
-def _read_array(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
-    try:
-        array: np.ndarray = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise DataError(
-            f"{path}: expected a .npy file with numbers, found: {error}. Fix: write the features again"
-        ) from error
-    return array
-
-
-def write_features(folder: Path, features: Iterable[tuple[str, Array]], *, shard_bytes: int = 256 * 2**20) -> int:
-    """Write (fileid, (F, D)) pairs as safetensors shards that `FeatureFolder` reads; return the number of files.
-
-    At most about `shard_bytes` of features are held in memory. The dtype is kept; float16 halves the disk.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    shard: dict[str, torch.Tensor] = {}
-    num_files = num_shards = size = 0
-    for fileid, array in features:
-        shard[fileid] = torch.as_tensor(array).detach().cpu().contiguous()
-        size += shard[fileid].nbytes
-        num_files += 1
-        if size >= shard_bytes:
-            _write_shard(folder / f"{num_shards:05d}.safetensors", shard)
-            shard, size, num_shards = {}, 0, num_shards + 1
-    if shard:
-        _write_shard(folder / f"{num_shards:05d}.safetensors", shard)
-    return num_files
-
-
-def _write_shard(path: Path, shard: dict[str, torch.Tensor]) -> None:
-    with atomic_write(path) as temporary:
-        save_file(shard, temporary)
-
-
 def score_representations(
     representations: Mapping[str, tuple[Mapping[str, Array], float]],
     item_sets: Mapping[str, pl.DataFrame],
@@ -176,11 +80,16 @@ def score_representations(
 ) -> Iterator[ABXResult]:
     """Score representations, name -> (features, frame rate), on item sets, name -> items; representations outermost.
 
-    Equal calls give equal results only if polars runs one thread (POLARS_MAX_THREADS=1 before it is imported);
-    `hubert.evaluation.abx.job.score_in_subprocess` sees to that.
+    Features are fileid -> (F, D) of any float dtype: a dict or a `FeatureFolder`. Equal calls give equal results only if
+    polars runs one thread (POLARS_MAX_THREADS=1 before it is imported); `hubert.evaluation.abx.job.score_in_subprocess`
+    sees to that.
 
     Memory: the frames of one representation, normalised, in float32: 4 x (D + 1) bytes a frame (3 GB for the 5.4 h of
     LibriSpeech's dev-clean at 50 Hz and D = 768), and the cells.
+
+    Raises:
+        DataError: no usable item, no cell (too few items, or a single speaker in "across"), features that are not
+            (F, D), differ in D or are not finite, or times that do not fit them.
     """
     checks = {name: _common_check(name, items, representations) for name, items in item_sets.items()}
     files = pl.concat([items["fileid"] for items in item_sets.values()]).unique(maintain_order=True).to_list()
@@ -285,8 +194,8 @@ def _labels(items: pl.DataFrame) -> pl.DataFrame:
 
 def _score(dataset: Dataset, speaker: Speaker, settings: ScoreSettings, set_name: str) -> tuple[float, int, int]:
     """Return the error rate, the number of cells and the number of triplets of one condition."""
-    by = ["prev_phone", "next_phone"]
-    by, across = ([*by, "speaker"], []) if speaker == "within" else (by, ["speaker"])
+    context = ["prev_phone", "next_phone"]
+    by, across = ([*context, "speaker"], []) if speaker == "within" else (context, ["speaker"])
     subsampler = Subsampler(settings.max_size_group, settings.max_x_across, settings.seed)
     try:
         task = Task(dataset, on="phone", by=by, across=across, subsampler=subsampler)

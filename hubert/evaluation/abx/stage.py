@@ -6,6 +6,7 @@ iteration, and units clustered on each layer, with phone alignments. Both extrac
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,12 +21,12 @@ from hubert.core.hashing import digest, file_digest
 from hubert.core.stage import Figures, Receipt, Spec, Stage
 from hubert.data.manifest import read_manifest
 from hubert.data.stage import ManifestStage
+from hubert.evaluation.abx.features import FeatureWriter
 from hubert.evaluation.abx.items import read_items, split_items, write_item
 from hubert.evaluation.abx.job import ABXJob, Representation, score_in_subprocess
 from hubert.evaluation.abx.score import ABXResult
+from hubert.evaluation.choice import MFCC
 from hubert.evaluation.layer_features import (
-    MFCC,
-    LayerFolder,
     every_representation,
     frame_rate,
     layer_name,
@@ -127,15 +128,19 @@ class ABXStage(Stage):
         return paths
 
     def _write_representations(self, rows: pl.DataFrame, source: FeatureSource, folder: Path) -> dict[int, Path]:
-        """Write the features of MFCC and every layer, one folder each; a batch at a time is in memory."""
-        folders = {layer: LayerFolder(folder / f"layer-{layer}", layer) for layer in range(source.layer + 1)}
+        """Write the features of MFCC (float32) and every layer (float16), a folder each; a batch at a time is in memory."""
+        folders = {layer: folder / f"layer-{layer}" for layer in range(source.layer + 1)}
         fileids, lengths = rows["fileid"].to_list(), rows["num_samples"].to_numpy()
-        for piece in every_representation(rows, source, self.features, resample=self.manifest.data.resample):
-            (num_frames,) = num_units_of(lengths[[piece.row]], frame_rate(piece.layer))
-            folders[piece.layer].add(fileids[piece.row], piece, int(num_frames))
-        for one in folders.values():
-            one.close()
-        return {layer: one.folder for layer, one in folders.items()}
+        with ExitStack() as stack:
+            writers = []
+            for layer, one in folders.items():
+                counts = num_units_of(lengths, frame_rate(layer)).tolist()
+                dtype = torch.float32 if layer == MFCC else torch.float16
+                writer = FeatureWriter(one, dict(zip(fileids, counts, strict=True)), dtype)
+                writers.append(stack.enter_context(writer))
+            for piece in every_representation(rows, source, self.features, resample=self.manifest.data.resample):
+                writers[piece.layer].write(fileids[piece.row], piece.features, start=piece.start)
+        return folders
 
     def _row(self, layer: int, step: int, results: Sequence[ABXResult]) -> dict[str, Any]:
         """Return one line of the table: rates on all items, those that choose, and those that are reported."""

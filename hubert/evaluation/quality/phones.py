@@ -26,11 +26,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hubert.core.errors import DataError
+from hubert.data.phones import SILENCE, is_silence
 from hubert.evaluation.quality.alignments import Alignments
 from hubert.units.statistics import Counts, check_units, entropy, mean_run, num_runs_of
 
-SILENCE = "SIL"
-_SILENCES = {"", "sil", "sp", "<eps>", "<sil>", "[sil]", "h#", "pau", "_", "#"}  # compared in lower case
 _STRESSED = re.compile(r"([A-Z]{2})[012]")
 _UNALIGNED = -1
 
@@ -51,7 +50,7 @@ class PhoneInventory:
 
 
 def _name(label: str) -> str:
-    if label.strip().lower() in _SILENCES:
+    if is_silence(label):
         return SILENCE
     stressed = _STRESSED.fullmatch(label)
     return stressed[1] if stressed else label

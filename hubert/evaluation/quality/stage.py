@@ -32,7 +32,7 @@ from hubert.features.chunks import ChunkRule
 from hubert.features.extract import FeatureExtractor
 from hubert.settings.sections import FeatureSettings, QualitySettings
 from hubert.units.assign import label
-from hubert.units.codebook import CHUNK, Codebook
+from hubert.units.codebook import CHUNK_FRAMES, Codebook
 from hubert.units.kmeans import KMeansStage, choose_seeds, torch_lloyd
 
 CLUSTERED_SECONDS = 1000  # of audio, whose units tell layers apart: 50,000 frames of each layer, and they fit in memory
@@ -66,8 +66,9 @@ class QualityStage(Stage):
 
     @cached_property
     def _alignments_digest(self) -> str:
+        root = self.alignments if self.alignments.is_dir() else self.alignments.parent
         files = sorted(path for path in self.alignments.rglob("*") if path.is_file()) or [self.alignments]
-        return digest([[path.name, file_digest(path)] for path in files])
+        return digest([[path.relative_to(root).as_posix(), file_digest(path)] for path in files])
 
     def settings(self) -> dict[str, Any]:
         used = {
@@ -153,7 +154,9 @@ class QualityStage(Stage):
         stacked = torch.cat([piece.features for piece in pieces])
         num_units = min(self.num_units, len(stacked) // 2)
         seeds = choose_seeds(stacked[:: 1 + len(stacked) // SEEDING_FRAMES], num_units, seed=0)
-        centroids, _ = torch_lloyd(lambda: stacked.split(CHUNK), seeds, max_iterations=MAX_ITERATIONS, tolerance=1e-4)
+        centroids, _ = torch_lloyd(
+            lambda: stacked.split(CHUNK_FRAMES), seeds, max_iterations=MAX_ITERATIONS, tolerance=1e-4
+        )
         codebook = Codebook(centroids, {})
         counter = PhoneCounter(alignments, num_units=num_units, frame_rate=frame_rate(layer))
         units: dict[int, list[np.ndarray]] = {}

@@ -35,7 +35,7 @@ from hubert.core.locks import hold
 ATTEMPTS = 5  # connections in a row that bring nothing new
 PAUSE = 1.0  # seconds before the second of them, doubled each time
 TIMEOUT = 30.0  # seconds without a byte
-BLOCK = 1 << 20
+READ_BYTES = 1 << 20
 UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 PASSING = {408, 425, 429}  # and all from 500: worth another try
 
@@ -214,7 +214,7 @@ class _File:
                 self.part.open("ab") as file,
                 tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=self.path.name, disable=None) as bar,
             ):
-                while block := answer.read(BLOCK):
+                while block := answer.read(READ_BYTES):
                     file.write(block)
                     bar.update(len(block))
         return total is None or self._have() == total

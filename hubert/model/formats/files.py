@@ -62,7 +62,7 @@ def weight_files(checkpoint: Path) -> list[Path]:
         DataError: config.json is damaged or asks for a program; the index is damaged, or a file that it names is missing; one
             part of several was named.
     """
-    content = _read_settings(checkpoint) or {}
+    content = read_settings(checkpoint) or {}
     chosen = checkpoint
     if checkpoint.is_dir():
         named = content.get("weights")
@@ -71,7 +71,7 @@ def weight_files(checkpoint: Path) -> list[Path]:
     if not chosen.is_file():
         return []
     refuse_part(chosen)
-    return [chosen, *_indexed_files(chosen)]
+    return [chosen, *indexed_files(chosen)]
 
 
 def refuse_part(file: Path) -> None:
@@ -103,19 +103,19 @@ def refuse_programs(folder: Path, where: str) -> None:
         )
 
 
-def _lies_in_folder(file: Path) -> bool:
+def lies_in_folder(file: Path) -> bool:
     """Say whether a file of weights is described by the config.json beside it."""
     return file.name in WEIGHT_FILES and (file.parent / CONFIG_FILE).exists()
 
 
-def _read_settings(checkpoint: Path) -> dict[str, Any] | None:
+def read_settings(checkpoint: Path) -> dict[str, Any] | None:
     """Return the content of a checkpoint's config.json; None if it has none.
 
     Raises:
         DataError: it is no JSON object, or asks for a program.
     """
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    if not (folder / CONFIG_FILE).exists() or (folder != checkpoint and not _lies_in_folder(checkpoint)):
+    if not (folder / CONFIG_FILE).exists() or (folder != checkpoint and not lies_in_folder(checkpoint)):
         return None
     content = read_object(folder / CONFIG_FILE)
     refuse_programs(folder, str(folder))
@@ -134,7 +134,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def _indexed_files(path: Path) -> list[Path]:
+def indexed_files(path: Path) -> list[Path]:
     """Return the files that an index names; none for another file.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: our own folder, written and read, and every other released form, read.
+"""Checkpoints on disk: our own folder, written and read, and every other released format, read.
 
 config.json          {"format": "hubert-flows", "architecture": "HuBERT" | "HuBERTPretrain",
                       "num_classes": K (HuBERTPretrain only), "model": {the fields of ModelConfig}}
@@ -29,10 +29,10 @@ from hubert.model.formats.files import (
     PREPROCESSOR_FILE,
     WEIGHT_FILES,
     WEIGHTS_FILE,
-    _indexed_files,
-    _lies_in_folder,
-    _read_settings,
+    indexed_files,
+    lies_in_folder,
     read_object,
+    read_settings,
     read_weight_map,
     refuse_part,
     weight_files,
@@ -111,7 +111,7 @@ def read_pretrained(
             f"{name}: expected a checkpoint folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or a file of weights (.pt, .pth, "
             ".bin, .safetensors); found nothing there"
         )
-    if path.is_dir() or _lies_in_folder(path):
+    if path.is_dir() or lies_in_folder(path):
         found = read_folder(path, str(name), quiet=normalize_waveform is not None)
     else:
         found = read_file(path, str(name))
@@ -133,7 +133,7 @@ def read_folder(checkpoint: Path, where: str, *, quiet: bool = False) -> Pretrai
             weights.
     """
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    content, files = _read_settings(checkpoint), weight_files(checkpoint)
+    content, files = read_settings(checkpoint), weight_files(checkpoint)
     if content is None and not files:
         raise DataError(
             f"{folder / CONFIG_FILE}: expected a JSON object, found no file; the folder is no checkpoint. A file of weights of "
@@ -223,7 +223,7 @@ def _read_parts(index: Path) -> dict[str, Tensor]:
     """
     listed = read_weight_map(index)
     weights: dict[str, Tensor] = {}
-    for file in _indexed_files(index):
+    for file in indexed_files(index):
         part = _read_content(file)
         wanted = {name for name, holder in listed.items() if holder == file.name}
         lost, surplus = sorted(wanted - set(part)), sorted(set(part) - wanted)

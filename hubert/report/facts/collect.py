@@ -20,13 +20,13 @@ import torch
 from hubert.core.files import folder_size, read_json, rename
 from hubert.core.stage import CPU, read_jobs
 from hubert.evaluation.checkpoints import build_checkpoints
-from hubert.evaluation.choice import Outcome
-from hubert.report.report_data import MFCC, ComparisonRow, LayerRow, ReportData, Source, StageRow
+from hubert.evaluation.choice import MFCC, Outcome
+from hubert.report.report_data import ComparisonRow, LayerRow, ReportData, Source, StageRow
 from hubert.settings.stages import EVALUATED
 
 MAX_REJECTED = 20  # rejected files that the page names
 CLOCK_SECONDS = 5.0  # two machines' clocks may differ by that
-CHUNK = 1 << 24  # units counted at once
+CHUNK_UNITS = 1 << 24  # units counted at once
 PACKAGES = (
     "torch",
     "torchaudio",
@@ -249,8 +249,8 @@ def unit_usage(units: Path, num_units: int) -> npt.NDArray[np.int64] | None:
         return None
     values = np.load(path, mmap_mode="r")
     counts = np.zeros(num_units, np.int64)
-    for start in range(0, len(values), CHUNK):
-        counts += np.bincount(values[start : start + CHUNK], minlength=num_units)
+    for start in range(0, len(values), CHUNK_UNITS):
+        counts += np.bincount(values[start : start + CHUNK_UNITS], minlength=num_units)
     return counts
 
 

@@ -7,6 +7,8 @@ vowel for espeak-ng), so the way of writing is settled for all phones together: 
 
 from collections.abc import Sequence
 
+from hubert.data.phones import is_noise, is_silence
+
 VOWELS, APPROXIMANTS, NASALS, STOPS, AFFRICATES, FRICATIVES, SILENCE, OTHER = CLASSES = (
     "vowels",
     "approximants",
@@ -45,7 +47,6 @@ IPA = {
     STOPS: "p b t d ɾ ɽ ʈ ɖ c ɟ k ɡ g q ɢ ʔ",  # noqa: RUF001
     FRICATIVES: "ɸ β f v θ ð s z ʃ ʒ ɕ ʑ ʂ ʐ ç ʝ x ɣ χ ʁ ħ ʕ h ɦ",  # noqa: RUF001
 }
-SILENCES = {"", "sil", "sp", "spn", "nsn", "pau", "epi", "h#", "<sil>", "<eps>", "<spn>", "[sil]", "_", "_:", "_|", "#"}
 _STRESS_OF_ESPEAK = "',%="
 _STRESS_OF_IPA = "ˈˌ"
 
@@ -66,8 +67,8 @@ def order_phones(phones: Sequence[str]) -> list[tuple[str, list[int]]]:
     places = max(ways, key=lambda way: sum(place is not None for place in way))
     groups: dict[str, list[tuple[Place, str, int]]] = {name: [] for name in CLASSES}
     for index, (phone, known) in enumerate(zip(phones, places, strict=True)):
-        is_silence = phone.strip().lower() in SILENCES
-        place = (CLASSES.index(SILENCE), 0) if is_silence else known or (CLASSES.index(OTHER), 0)
+        is_no_phone = is_silence(phone) or is_noise(phone)
+        place = (CLASSES.index(SILENCE), 0) if is_no_phone else known or (CLASSES.index(OTHER), 0)
         groups[CLASSES[place[0]]].append((place, phone, index))
     return [(name, [index for _, _, index in sorted(members)]) for name, members in groups.items() if members]
 
