@@ -10,10 +10,12 @@ from hubert.core.errors import DataError
 from hubert.core.files import read_json
 from hubert.core.paths import RunFolder
 from hubert.evaluation.choice import Outcome, read_outcome
+from hubert.features.source import FeatureSource
 from hubert.runs.options import RunOptions
 from hubert.runs.resolve import settle
 from hubert.runs.resolved import Resolved
 from hubert.runs.status import format_status, read_status
+from hubert.training.init import InitialWeights
 from tests.support.damage import DAMAGES, damage
 from tests.support.toy import hubert, write_material
 
@@ -61,18 +63,18 @@ def test_paths_inside_a_moved_run_are_those_of_its_new_place_and_others_stay(beg
     folder = RunFolder(begun)
     own, foreign = f"{begun}/it1/train-12345678/step-00000012", "/models/it1/train-12345678/step-00000012"
     resolved = Resolved.load(folder.settings(1))
-    resolved.model_copy(
-        update={"source": {"checkpoint": own, "sha256": "0"}, "init": {"checkpoint": foreign, "name": "x"}}
-    ).save(folder.settings(1))
+    resolved.model_copy(update={"source": FeatureSource(own, "0"), "init": InitialWeights("x", foreign, "0", {})}).save(
+        folder.settings(1)
+    )
     outcome = Outcome(1, own, "0", 12, 3, "paper", "why")
     outcome.save(folder)
     assert read_outcome(folder, 1) == outcome
     moved = RunFolder(begun.rename(tmp_path / "moved"))
     loaded = Resolved.load(moved.settings(1))
     assert loaded.run == str(moved.root)
-    assert loaded.source["checkpoint"] == f"{moved.root}/it1/train-12345678/step-00000012"
-    assert loaded.init["checkpoint"] == foreign
-    assert asdict(read_outcome(moved, 1)) == {**asdict(outcome), "checkpoint": loaded.source["checkpoint"]}
+    assert loaded.source.checkpoint == f"{moved.root}/it1/train-12345678/step-00000012"
+    assert loaded.init.checkpoint == foreign
+    assert asdict(read_outcome(moved, 1)) == {**asdict(outcome), "checkpoint": loaded.source.checkpoint}
 
 
 @pytest.mark.parametrize("how", [how for how in DAMAGES if how != "removed"])
