@@ -73,7 +73,9 @@ class Page:
     def renew(self) -> UUID | None:
         """Bring the overview up to date; return its artifact's id, None if there is no overview."""
         self.renewed = time.monotonic()
-        return self.home and show("markdown", key_of(self.home, "overview"), self.write(), self.describe())
+        if self.home is None:
+            return None
+        return show("markdown", key_of(self.home, "overview"), self.write(), self.describe())
 
     def describe(self) -> str:
         """Return the line on the overview's card."""
