@@ -224,7 +224,8 @@ def train_until_done(
             return
         try:
             trainer = trainer or launcher.launch(stage.job())
-            for event in follow(trainer, after_step=shown):
+            silence = 60 * stage.train.silence_minutes
+            for event in follow(trainer, after_step=shown, silence_seconds=silence):
                 if event.metrics is not None:
                     shown = int(event.metrics["step"])
                 on_event(event)
