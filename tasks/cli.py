@@ -51,6 +51,12 @@ def add_service_commands(commands: "argparse._SubParsersAction[Parser]") -> None
         help="this machine's address in a cluster's network, where its nodes then reach the servers: asks for a password, "
         "see docs/service.md (default: 127.0.0.1, for this machine alone)",
     )
+    up.add_argument(
+        "--max-runs",
+        metavar="N",
+        type=int,
+        help="runs at once, the others wait (default: as many as this machine's memory has 4 GB)",
+    )
     _add_places(up)
     up.set_defaults(handler=start_service)
 
@@ -118,6 +124,15 @@ def add_service_commands(commands: "argparse._SubParsersAction[Parser]") -> None
     )
     run.set_defaults(handler=run_pretraining)
 
+    stop = commands.add_parser(
+        "stop",
+        help="stop what of a run trains, after its step and a checkpoint",
+        description="Stop the trainings of a run that still run, whoever started them, each after its step and a checkpoint. A "
+        "training outlives its flow, so this is for one whose flow is gone; `hubert run` goes on from the checkpoint.",
+    )
+    stop.add_argument("run", metavar="RUN", help="name of the run, or a path with a slash")
+    stop.set_defaults(handler=stop_run)
+
     check = commands.add_parser(
         "check",
         help="try what a cluster file asks for, with one tiny job per section",
@@ -160,7 +175,7 @@ def service_settings(args: argparse.Namespace) -> "ServiceSettings":
     folder = args.folder.expanduser().resolve() if args.folder else service_folder()
     found = find_service(folder)
     known: dict[str, Any] = found.settings.model_dump() if found else {"folder": folder}
-    places = {name: getattr(args, name, None) for name in ("host", "prefect_port", "mlflow_port")}
+    places = {name: getattr(args, name, None) for name in ("host", "prefect_port", "mlflow_port", "max_runs")}
     try:
         return ServiceSettings.model_validate(
             known | {name: value for name, value in places.items() if value is not None}
@@ -251,6 +266,26 @@ def run_pretraining(args: argparse.Namespace) -> int:
     if code == 0:
         show_report(parameters["run"], settings)
     return code
+
+
+def stop_run(args: argparse.Namespace) -> int:
+    """Stop what of a run trains.
+
+    Raises:
+        ConfigError: there is no such run.
+    """
+    from hubert.training.launch import cancel
+    from tasks.train import find_trainers
+
+    folder = RunFolder.of(args.run)
+    if not folder.root.is_dir():
+        raise ConfigError(f"run {args.run!r}: {folder.root} does not exist; `hubert status` lists the runs")
+    trainers = list(find_trainers(folder, _say))
+    for trainer in trainers:
+        _say(f"stopping {trainer.name} in {trainer.folder}, after its step and a checkpoint")
+        cancel(trainer)
+    _say("stopped" if trainers else f"nothing of run {args.run} trains")
+    return 0
 
 
 def check_site(args: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ it; if it dies, it is started again from its last checkpoint. Cancelling the flo
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from prefect import task
@@ -15,14 +15,22 @@ from hubert.core.stage import Figures
 from hubert.core.text import duration, fixed, number, percent, value
 from hubert.runs.pipeline import Iteration
 from hubert.runs.progress import Pace
-from hubert.training.launch import STOP_SECONDS, Event, Launcher, LocalLauncher
+from hubert.training.launch import (
+    STOP_SECONDS,
+    Event,
+    Launcher,
+    LocalLauncher,
+    RunningTrainer,
+    cancel,
+    unfinished_job,
+)
 from hubert.training.stage import MAX_RESTARTS, TrainStage, train_until_done
 from tasks.clusters.settings import read_cluster
 from tasks.page.failure import noting
 from tasks.page.page import AT_WORK, STOPPED, key_of, note, recall_link, show, show_link, show_picture, show_stage
 from tasks.page.prefect_client import SHOW_SECONDS, costs_nothing, run_logger
 from tasks.slurm.settings import SlurmSettings
-from tasks.slurm.training import SlurmLauncher
+from tasks.slurm.training import SlurmLauncher, SlurmTrainer
 from tasks.stage import cached
 
 if TYPE_CHECKING:
@@ -111,19 +119,19 @@ class Follower:
         self.progress, self.news = 100.0, f"all {self.stage.train.steps:,} steps are done"
         self.show()
         self.draw()
-        self.mirror()
+        self.mirror(at_once=True)
 
     def stop(self) -> None:
         """Leave the bar where it is: the training has ended before its last step."""
         self.news = f"stopped; last seen: {self.news}"
         self.show(STOPPED)
 
-    def mirror(self) -> None:
+    def mirror(self, *, at_once: bool = False) -> None:
         """Send new losses to MLflow; say once when it does not answer."""
         if self.tracker is None:
             return
         was_behind = self.tracker.behind
-        if not self.tracker.mirror() and not was_behind:
+        if not self.tracker.mirror(at_once=at_once) and not was_behind:
             self.logger.warning("MLflow does not answer; the training goes on, and its losses are sent later")
 
 
@@ -222,8 +230,17 @@ def stop_trainings(flow: Any, flow_run: Any, state: Any) -> None:  # noqa: ARG00
 
     The flow's process is dead by then. Slurm's jobs have less time than local processes: nodes cost others' waiting.
     """
-    folder = RunFolder.of(flow_run.parameters.get("run", "demo"))
-    launcher, _ = find_launcher(flow_run.parameters.get("cluster", "local"), print)
+    for trainer in find_trainers(RunFolder.of(flow_run.parameters.get("run", "demo"))):
+        cancel(trainer, timeout=JOB_STOP_SECONDS if isinstance(trainer, SlurmTrainer) else STOP_SECONDS)
+
+
+def find_trainers(folder: RunFolder, say: Callable[[str], object] = print) -> Iterator[RunningTrainer]:
+    """Give the live trainers of a run, wherever they run and whoever started them; `say` hears that Slurm is silent.
+
+    Raises:
+        ConfigError: a training has a job, and Slurm's commands are not on this machine.
+    """
     for training in folder.trainings():
+        launcher = SlurmLauncher(SlurmSettings(kind="slurm"), say) if unfinished_job(training) else LocalLauncher()
         if trainer := launcher.find_running(training):
-            trainer.stop(timeout=JOB_STOP_SECONDS if isinstance(launcher, SlurmLauncher) else STOP_SECONDS)
+            yield trainer

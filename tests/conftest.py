@@ -60,6 +60,7 @@ def service_settings(root: Path, **changes: Any) -> "ServiceSettings":  # noqa: 
         prefect_port=prefect_port,
         mlflow_port=mlflow_port,
         query_seconds=1,
+        max_runs=8,
         profiles=root / "home" / ".prefect" / "profiles.toml",
         **changes,
     )

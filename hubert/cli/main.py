@@ -19,6 +19,7 @@ from hubert.cli import codebook as interchange_cli
 from hubert.cli import export as cli_export
 from hubert.cli.parser import Parser
 from hubert.core.errors import ConfigError, DataError, HubertError, TrainingDiverged, TransientError
+from hubert.core.files import FULL, GONE
 from hubert.core.paths import RunFolder, runs_root
 from hubert.settings.stages import EXTRA_MANIFESTS, STAGES
 
@@ -36,7 +37,7 @@ exit codes:
 CODES: dict[type[HubertError], int] = {ConfigError: 2, DataError: 3, TrainingDiverged: 4, TransientError: 75}
 INTERRUPTED = 130
 # What a person can mend: no rights, no space, no such place. Any other OSError is a fault of the program.
-REFUSALS = {errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EIO}
+REFUSALS = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, *FULL, *GONE}
 
 
 def build_parser(*, fit_codebook: "FitCodebook | None" = None) -> tuple[Parser, "argparse._SubParsersAction[Parser]"]:

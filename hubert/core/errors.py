@@ -3,7 +3,8 @@
     HubertError
     ├── ConfigError         a setting is wrong: nothing was started; names the field, its value and the rule
     ├── DataError           the data is wrong: names the file, what was expected and found, the likely cause, the fix
-    ├── TransientError      the surroundings failed (disk, network, a lost worker): worth another try
+    ├── TransientError      the surroundings failed (network, a lost worker): worth another try
+    │   └── DiskError       a disk did not take a file: it is full, over a quota or a size limit, or gone
     ├── TrainingDiverged    too many non-finite steps in a row: another try would end the same way
     └── TrainingCancelled   a person stopped the training: only a person starts it again
 
@@ -25,6 +26,17 @@ class DataError(HubertError):
 
 class TransientError(HubertError):
     """Something outside failed for a moment; the same call may succeed later."""
+
+
+class DiskError(TransientError):
+    """A disk did not take a file. `number` is the errno."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message, number)
+        self.number = number
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class TrainingDiverged(HubertError):

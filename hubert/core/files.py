@@ -1,14 +1,26 @@
-"""Files written whole or not at all: under a temporary name, flushed to disk, renamed."""
+"""Files written whole or not at all: under a temporary name, flushed to disk, renamed.
 
+A disk that does not take one (full, over a quota or a size limit, gone) is a DiskError. Libraries say it in many ways: an
+OSError with its number, Rust's words (`os error 28`: polars, safetensors), or nothing that tells it from a fault of the program
+(torch: "iostream error", libsndfile: "System error"). In the last case the disk itself is asked, by writing a little more to
+the half-written file.
+"""
+
+import errno
 import json
 import os
+import re
+import resource
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from hubert.core import text
+from hubert.core.errors import DiskError, HubertError
 from hubert.core.hashing import digest
 
 SEAL = "content_sha256"  # in a JSON file: the hash of everything else in it
@@ -17,25 +29,38 @@ RENAMED = {  # figures in the files of older versions
     "num_dead_units": "num_unused_units",
     "num_empty_units": "num_unused_units",
 }
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+GONE = {errno.EIO, errno.EROFS, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT}
+RUST = re.compile(r"\(os error (\d+)\)")
+PROBE = bytes(1 << 20)
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, *, size: int = 0) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success flush it to disk and rename it to `path`.
 
     Folders work too. An exception (or a kill) leaves `path` as it was.
+
+    Args:
+        path: the file or folder.
+        size: bytes that it needs, for the message if the disk has less; 0 if not known.
+
+    Raises:
+        DiskError: the disk did not take it, in whatever words the library that writes says so.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
     try:
-        yield temporary
-        for file in [temporary] if temporary.is_file() else [*temporary.rglob("*")]:
-            flush(file)
-        if temporary.is_dir():
-            flush(temporary)
-        temporary.rename(path)
+        with storing(path, temporary=temporary, size=size):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            for file in [temporary] if temporary.is_file() else [*temporary.rglob("*")]:
+                flush(file)
+            if temporary.is_dir():
+                flush(temporary)
+            temporary.rename(path)
     except BaseException:
-        remove(temporary)
+        with suppress(OSError):  # a disk that is gone: the error that says so must not be lost
+            remove(temporary)
         raise
     flush(path.parent)
 
@@ -133,3 +158,91 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+# A disk that refuses ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def storing(path: Path, *, temporary: Path | None = None, size: int = 0) -> Iterator[None]:
+    """Turn the failure of a write into a DiskError if the disk is its cause; other errors pass.
+
+    Args:
+        path: what is written, for the message.
+        temporary: where it lies until it is whole; written to in order to ask the disk.
+        size: bytes that it needs; 0 if not known.
+
+    Raises:
+        DiskError: the disk did not take it; says what is needed and free, and what frees space.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = error.number if isinstance(error, DiskError) else None
+        if not isinstance(error, HubertError):
+            number = find_refusal(error) or (_probe(temporary) if temporary is not None else None)
+        if number is None:
+            raise
+        raise DiskError(_explain(path, number, _written(temporary or path), size), number) from error
+
+
+def find_refusal(error: BaseException) -> int | None:
+    """Return the errno by which an error, or one that led to it, says that a disk refused; None if none does."""
+    seen: BaseException | None = error
+    while seen is not None:
+        match = RUST.search(str(seen))
+        number = seen.errno if isinstance(seen, OSError) and seen.errno else int(match[1]) if match else None
+        if number in FULL | GONE:
+            return number
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _probe(path: Path) -> int | None:
+    """Write a little more to what is half written; return the errno if the disk refuses it."""
+    found = [path] if path.is_file() else [*path.rglob("*")]
+    # Not to one that has a second name (`hubert.core.files.link`): that is a finished file of somebody else.
+    files = [file for file in found if stat.S_ISREG((status := file.lstat()).st_mode) and status.st_nlink == 1]
+    try:
+        for file in files or [path.with_name(f"{path.name}.probe")]:
+            try:
+                with file.open("ab", buffering=0) as stream:
+                    if stream.write(PROBE) < len(PROBE):
+                        stream.write(PROBE)  # the rest of the disk is taken: now it says why
+                    os.fsync(stream.fileno())
+            finally:
+                if not files:
+                    file.unlink(missing_ok=True)
+    except OSError as error:
+        return find_refusal(error)
+    return None
+
+
+def _written(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _explain(path: Path, number: int, written: int, size: int) -> str:
+    """Write the message of a DiskError."""
+    folder = next(parent for parent in path.parents if parent.exists())
+    message = f"{path} could not be written: {os.strerror(number)}. "
+    if number in GONE:
+        return (
+            f"{message}Likely cause: the disk of {folder}, or the network by which it is reached, fails (see the machine's "
+            "log). When it is back, the same command goes on where it was"
+        )
+    needs = f"It needs {text.size(size)}" if size else f"It needs more than the {text.size(written)} that were written"
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if number == errno.EFBIG and limit != resource.RLIM_INFINITY:
+        room = f"this process may write files of {text.size(limit)} at most (`ulimit -f`). Fix: raise that limit"
+    elif number == errno.EFBIG:
+        room = f"the file system of {folder} takes no file of that size. Fix: another disk for the runs (HUBERT_RUNS)"
+    else:
+        free = text.size(shutil.disk_usage(folder).free + written)  # the half-written file goes
+        quota = ", but your quota there is used up" if number == errno.EDQUOT else ""
+        room = (
+            f"the disk of {folder} has {free} free{quota}. Fix: free some space (`hubert prune RUN` lists what of a run no "
+            "later stage needs, and removes it with --yes)"
+        )
+    return f"{message}{needs}, and {room}; the same command then goes on where it was"

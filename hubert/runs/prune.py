@@ -106,7 +106,8 @@ def find_prunable(folder: RunFolder, *, old: bool = False) -> Findings:
 def remove_all(findings: Findings, say: Callable[[str], object] = print) -> int:
     """Remove what `find_prunable` listed; return the bytes freed. What became busy since is left alone, and `say` hears it."""
     freed = 0
-    for removal in findings.removals:
+    # A stage's record is written anew without its samples, which a full disk does not take: first what needs no space.
+    for removal in sorted(findings.removals, key=lambda one: one.kind == "samples"):
         try:
             if removal.kind == "samples":
                 freed += prune_outputs(removal.path, removal.outputs)

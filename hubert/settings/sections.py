@@ -132,6 +132,13 @@ class UnitSettings(Section):
     """Labelling: the teacher's layer and the nearest centroid, in one pass."""
 
     shard_hours: float = setting(1.0, "audio per shard, in hours", affects=False, gt=0)
+    max_majority_share: float = setting(
+        0.9,
+        "share of the training frames with the most frequent unit above which the run stops before it trains",
+        affects=False,
+        gt=0,
+        le=1,
+    )
 
 
 class TrainSettings(Section):
@@ -197,6 +204,12 @@ class TrainSettings(Section):
     )
     max_nonfinite_steps: int = setting(
         20, "stop after this many steps in a row whose loss was not finite [common.min_loss_scale]", ge=1
+    )
+    silence_minutes: float = setting(
+        5.0,
+        "a trainer that gives no sign of life for so long hangs: it is ended and started again [no key in fairseq]",
+        affects=False,
+        gt=0,
     )
     activation_checkpointing: bool = setting(
         False,

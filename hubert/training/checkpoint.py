@@ -22,9 +22,10 @@ from pickle import UnpicklingError  # noqa: TID251  (only the error with which t
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from hubert.core.errors import DataError, TransientError
-from hubert.core.files import atomic_write, link, read_json, remove, seal, write_record
+from hubert.core.files import atomic_write, link, read_json, remove, seal, storing, write_record
 from hubert.core.hashing import file_digest
 
 CONFIG = "config.json"
@@ -83,41 +84,37 @@ def write_checkpoint(
         before_rename: called when all is on disk; an exception from it leaves nothing behind.
 
     Raises:
-        TransientError: the disk did not take it; says what is free.
+        DiskError: the disk did not take it; says what it needs, what is free, and what frees space.
     """
     path = checkpoint_path(folder, step)
+    size = _bytes_of(state) + _bytes_of(model.state_dict() if isinstance(model, nn.Module) else {})
     before = [other for other in find_written(folder) if other < step]
     kept = next((found for found in list_checkpoints(folder, lambda _: None) if found.step == step), None)
     if kept is not None and find_changed_file(kept) is not None:
         kept = None
-    try:
-        with atomic_write(path) as temporary:
-            temporary.mkdir()
-            if kept is None:
-                model.save_pretrained(temporary)
-            else:
-                for name in MODEL_FILES:
-                    link(kept.path / name, temporary / name)
-            torch.save(dict(state), temporary / STATE)
-            files = {
-                file.name: {"bytes": file.stat().st_size, "sha256": file_digest(file)}
-                for file in sorted(temporary.iterdir())
-            }
-            record = {"step": step, "interim": interim, "before": before, "files": files}
-            (temporary / RECORD).write_text(json.dumps(seal(record), indent=1) + "\n")
-            before_rename()
-            if path.exists():
-                remove(path)
+    with atomic_write(path, size=size) as temporary:
+        temporary.mkdir()
+        if kept is None:
+            model.save_pretrained(temporary)
+        else:
+            for name in MODEL_FILES:
+                link(kept.path / name, temporary / name)
+        torch.save(dict(state), temporary / STATE)
+        files = {
+            file.name: {"bytes": file.stat().st_size, "sha256": file_digest(file)}
+            for file in sorted(temporary.iterdir())
+        }
+        record = {"step": step, "interim": interim, "before": before, "files": files}
+        (temporary / RECORD).write_text(json.dumps(seal(record), indent=1) + "\n")
+        before_rename()
+        if path.exists():
+            remove(path)
+    with storing(path):
         for other in [] if interim else list_checkpoints(folder, lambda _: None):
             if other.interim:
                 remove(other.path)
         for superfluous in prunable_states(folder, near=step):
             remove(superfluous)
-    except OSError as error:
-        raise TransientError(
-            f"checkpoint {path} could not be written: {error}. The training goes on from the last one when it is started "
-            "again. Likely cause: the disk is full or gone; `hubert prune` frees old states"
-        ) from error
     return Checkpoint(path, step, str(files[MODEL]["sha256"]), has_state=True, interim=interim)
 
 
@@ -278,6 +275,15 @@ def prunable_states(folder: Path, keep: int = KEPT_STATES, *, near: int | None =
 def prune_states(folder: Path, keep: int = KEPT_STATES) -> int:
     """Remove the optimizer states that nothing goes on from; return the bytes freed."""
     return sum(remove(path) for path in prunable_states(folder, keep))
+
+
+def _bytes_of(content: object) -> int:
+    """Return the bytes of all tensors in a nested state."""
+    if isinstance(content, torch.Tensor):
+        return content.nbytes
+    if isinstance(content, Mapping):
+        return sum(map(_bytes_of, content.values()))
+    return sum(map(_bytes_of, content)) if isinstance(content, list | tuple) else 0
 
 
 def _check_files(path: Path) -> tuple[str, dict[str, Any], bool]:

@@ -7,6 +7,7 @@ after a node failed; only if a signal killed srun itself, which Slurm calls CANC
 
 import os
 import platform
+import sys
 import time
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
@@ -15,7 +16,15 @@ from typing import Self
 
 import torch
 
-from hubert.core.errors import ConfigError, DataError, HubertError, TrainingCancelled, TrainingDiverged, TransientError
+from hubert.core.errors import (
+    ConfigError,
+    DataError,
+    DiskError,
+    HubertError,
+    TrainingCancelled,
+    TrainingDiverged,
+    TransientError,
+)
 from hubert.core.files import read_json, write_record
 from hubert.training.folder import LostOwnershipError
 from hubert.training.job import Job
@@ -68,7 +77,8 @@ CANCELLED_HERE = End(
     (),
     Action.STOP,
     TrainingCancelled,
-    "it was stopped because its flow run was cancelled or interrupted; it had the time to write a checkpoint",
+    "it was stopped because its flow run was cancelled or interrupted, or by `hubert stop`; it had the time to write a "
+    "checkpoint",
 )
 # The first row that fits counts.
 ENDS = (
@@ -243,7 +253,10 @@ class ExitRecord:
         if owner == self.job.attempt and not recorded and (error is not None or self.is_main):
             content = {"attempt": self.job.attempt, "code": int(self.code), "name": self.code.name.lower()}
             content |= {"message": self.message, "host": platform.node(), "pid": os.getpid(), "at": time.time()}
-            write_record(path, content)
+            try:
+                write_record(path, content)
+            except DiskError as problem:  # without the file the launcher starts it again, too
+                print(f"{path} could not be written: {problem}", file=sys.stderr)
         return isinstance(error, HubertError | OSError)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import platform
 import time
@@ -10,15 +11,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from hubert.core.errors import DataError, TransientError
-from hubert.core.files import atomic_write, flush, read_json, remove, write_record, write_text
+from hubert.core.files import atomic_write, flush, read_json, remove, storing, write_record, write_text
+from hubert.core.locks import acquire
 from hubert.core.process import ProcessId
 from hubert.training.checkpoint import Checkpoint, Saveable, write_checkpoint
 
 LOCK_SECONDS = 120.0  # a trainer that lost the folder finds out within CHECK_SECONDS and a step
 CHECK_SECONDS = 5.0
+BEAT_SECONDS = 1.0
+LOOK_SECONDS = 2.0
+UNUSUAL_SECONDS = 60.0  # a shorter silence is not worth a word
+USUAL_FACTOR = 10  # nor is one of less than so many times what is usual
+START_FACTOR = 3
 
 
 class TrainingFolder:
@@ -34,7 +41,7 @@ class TrainingFolder:
     def __init__(self, path: Path, attempt: str) -> None:
         self.path = path
         self.attempt = attempt
-        self._checked = 0.0
+        self._checked = self._beaten = 0.0
 
     @contextmanager
     def hold(self, *, take: bool) -> Iterator[None]:
@@ -44,25 +51,24 @@ class TrainingFolder:
             take: become the owner (a start by hand); else the launcher made this attempt the owner already.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / "trainer.lock")
         try:
-            lock.acquire(timeout=0 if take else LOCK_SECONDS)
+            lock = acquire(self.path / "trainer.lock", wait_seconds=0 if take else LOCK_SECONDS)
         except Timeout as error:
             owner = read_json(self.path / "trainer.json") or {}
             raise TransientError(
                 f"another trainer (pid {owner.get('pid')} on {owner.get('host')}) is working in {self.path}. "
                 "Fix: wait for it, or end it with SIGTERM, which lets it write a checkpoint"
             ) from error
-        try:
+        with lock:
             if take:
                 claim(self.path, self.attempt)
             self.check()
-            write_record(self.path / "trainer.json", {"attempt": self.attempt, **ProcessId.of(os.getpid()).as_dict()})
+            # Of a trainer that was killed while it wrote; first, as it may be what fills the disk.
             for litter in (*self.path.glob(".step-*.tmp"), *self.path.glob(".metrics.jsonl.*.tmp")):
-                remove(litter)  # of a trainer that was killed while it wrote
+                remove(litter)
+            record = {"attempt": self.attempt, "beats": True, **ProcessId.of(os.getpid()).as_dict()}
+            write_record(self.path / "trainer.json", record)
             yield
-        finally:
-            lock.release()
 
     def check(self) -> None:
         """Make sure that this attempt still owns the folder."""
@@ -73,6 +79,13 @@ class TrainingFolder:
         """Do `check` if the last one is some seconds old, so that a trainer that lost the folder stops soon."""
         if time.monotonic() - self._checked > CHECK_SECONDS:
             self.check()
+
+    def beat(self) -> None:
+        """Give a sign of life, once a second at most: whoever follows the training looks at the time of this file."""
+        if time.monotonic() - self._beaten > BEAT_SECONDS:
+            self._beaten = time.monotonic()
+            with suppress(FileNotFoundError), storing(self.path / "trainer.json"):
+                os.utime(self.path / "trainer.json")
 
     # Metrics ----------------------------------------------------------------------------------------------------
 
@@ -108,41 +121,93 @@ class TrainingFolder:
             self.cut_metrics(step)
         else:
             self.check()
-            with _explained(self.metrics):
-                write_text(self.metrics, text)
+            write_text(self.metrics, text)
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Add a line, seen by readers at once."""
         self.check()
-        with _explained(self.metrics), self.metrics.open("a") as file:
+        with storing(self.metrics), self.metrics.open("a") as file:
             file.write(json.dumps(dict(line)) + "\n")
 
     # Checkpoints ------------------------------------------------------------------------------------------------
 
     def save(self, step: int, model: Saveable, state: Mapping[str, Any], *, interim: bool) -> Checkpoint:
         """Write a checkpoint; the metrics up to it are on disk before it is. `interim`: not one of the schedule."""
-        with _explained(self.metrics):
+        with storing(self.metrics):
             flush(self.metrics)
         return write_checkpoint(self.path, step, model, state, interim=interim, before_rename=self.check)
 
     def write_summary(self, figures: Mapping[str, Any]) -> None:
         """Write the figures of the finished training, and the hash of its log."""
         self.check()
-        with _explained(self.path / "summary.json"):
-            content = self.metrics.read_bytes()
-            log = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            write_record(self.path / "summary.json", {**figures, "log": log})
+        content = self.metrics.read_bytes()
+        log = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        write_record(self.path / "summary.json", {**figures, "log": log})
 
 
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise TransientError(
-            f"{path} could not be written: {error}. Likely cause: the disk is full or gone. The training goes on from its last "
-            "checkpoint when it is started again"
-        ) from error
+class Pulse:
+    """Notices when a trainer gives no sign of life any more: its machine's clock is not asked, only whether something changes.
+
+    Signs are the time of trainer.json, which the trainer renews after each micro-batch, and the sizes of its log, its metrics
+    and a checkpoint that is being written.
+    """
+
+    def __init__(self, folder: Path, attempt: str, limit_seconds: float) -> None:
+        """Follow an attempt; after `limit_seconds` without a sign it `has_stopped`."""
+        self._folder = folder
+        self._attempt = attempt
+        self._limit = limit_seconds
+        self._signs: tuple[float, ...] = ()
+        self._since = self._looked = time.monotonic()
+        self._usual = 0.0  # the longest time between two signs so far
+        self._has_begun = False
+
+    def look(self, *, is_waiting: bool = False) -> None:
+        """Look for a sign, every few seconds. A trainer that waits for its machine need not give one."""
+        now = time.monotonic()
+        if now - self._looked < LOOK_SECONDS:
+            return
+        is_steady = now - self._looked < 5 * LOOK_SECONDS  # else it is we who were away
+        self._looked = now
+        signs = self._find()
+        if signs == self._signs and not is_waiting:
+            return
+        if is_steady and self._has_begun:
+            self._usual = max(self._usual, now - self._since)
+        self._has_begun = signs[0] != 0
+        self._signs, self._since = signs, now
+
+    def _find(self) -> tuple[float, ...]:
+        folder = self._folder
+        record = folder / "trainer.json"
+        content = read_json(record) or {}
+        is_ours = content.get("attempt") == self._attempt
+        if is_ours and not content.get("beats"):
+            self._limit = math.inf  # a trainer of an older version, which gives only the signs of its log
+        files = [folder / "train.log", folder / "metrics.jsonl", *folder.glob(".step-*.tmp/*")]
+        try:
+            return (
+                record.stat().st_mtime if is_ours else 0.0,
+                *(file.stat().st_size for file in files if file.exists()),
+            )
+        except FileNotFoundError:  # a checkpoint has just got its name
+            return (-1.0,)
+
+    @property
+    def _silence(self) -> float:
+        return self._looked - self._since
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether it has been silent for too long; longer if it does so, or has not begun: imports from a slow disk take long."""
+        return self._silence > max(self._limit * (1 if self._has_begun else START_FACTOR), USUAL_FACTOR * self._usual)
+
+    def describe(self) -> str:
+        """Say for how many minutes there has been no sign, if that is unusual; empty if it is not."""
+        if self._silence < max(UNUSUAL_SECONDS, USUAL_FACTOR * self._usual):
+            return ""
+        usual = f" (until now one at least every {self._usual:.0f} s)" if self._has_begun else ", not even a first one"
+        return f"no sign of life for {self._silence // 60:.0f} min{usual}"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

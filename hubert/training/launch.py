@@ -7,25 +7,32 @@ code for us.
 """
 
 import json
+import math
 import os
 import signal
 import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import psutil
 
 from hubert.core.errors import TransientError
 from hubert.core.files import look_again, read_json, write_record
 from hubert.core.paths import PROJECT
 from hubert.core.process import ProcessId, exit_status, start_detached
 from hubert.training.exit_states import PROCESS, Action, End, Exit, judge
-from hubert.training.folder import claim
+from hubert.training.folder import Pulse, claim
 from hubert.training.job import Job, new_attempt
 
 POLL_SECONDS = 0.2
+KILL_SECONDS = (
+    15.0  # after which a process that does not end on SIGKILL is left to the system (it waits for a dead disk)
+)
 STOP_SECONDS = 300.0  # a step and a checkpoint of the largest model fit into it
 MAX_BACKOFF_SECONDS = 60.0
 ENVIRONMENT = {
@@ -62,6 +69,14 @@ class RunningTrainer(ABC):
     @abstractmethod
     def stop(self, *, timeout: float = STOP_SECONDS) -> None:
         """Ask it to finish its step, write a checkpoint and end; end it by force after `timeout` seconds."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """End it at once, and all its processes, although it hangs."""
+
+    def is_waiting(self) -> bool:
+        """Say whether it has no machine to run on: then no sign of life is expected."""
+        return False
 
     @abstractmethod
     def end(self, code: Exit | None) -> tuple[End, str]:
@@ -119,10 +134,25 @@ class TrainerProcess(RunningTrainer):
                 self.process.signal(signal.SIGKILL)
             time.sleep(POLL_SECONDS)
 
+    def kill(self) -> None:
+        """Kill it with all below it: torchrun gives each of several processes a session of its own."""
+        with suppress(psutil.NoSuchProcess):
+            leader = psutil.Process(self.process.pid)
+            family = [leader, *leader.children(recursive=True)]
+            if self.process.is_alive():
+                for member in family:
+                    with suppress(psutil.NoSuchProcess):
+                        member.kill()
+                psutil.wait_procs(family[1:], timeout=KILL_SECONDS)
+        deadline = time.monotonic() + KILL_SECONDS
+        while self.is_alive() and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+
     def end(self, code: Exit | None) -> tuple[End, str]:
         number = exit_status(self.process)
         killed = code is None and number is not None and number < 0
-        return judge(PROCESS, code), f"killed by {signal.Signals(-number).name}" if killed and number else ""
+        words = f"killed by {signal.Signals(-number).name}" if killed and number else ""
+        return judge(PROCESS, code, asked=was_cancelled(self)), words
 
 
 class LocalLauncher(Launcher):
@@ -186,6 +216,17 @@ def find_running(folder: Path) -> TrainerProcess | None:
     return None
 
 
+def cancel(trainer: RunningTrainer, *, timeout: float = STOP_SECONDS) -> None:
+    """Stop a trainer for good: a flow that follows it does not start it again."""
+    write_record(trainer.folder / "cancelled.json", {"attempt": trainer.attempt, "at": time.time()})
+    trainer.stop(timeout=timeout)
+
+
+def was_cancelled(trainer: RunningTrainer) -> bool:
+    """Say whether somebody stopped a trainer by this program."""
+    return bool((read_json(trainer.folder / "cancelled.json") or {}).get("attempt") == trainer.attempt)
+
+
 def log_size(folder: Path) -> int:
     """Return how long the log of a training is so far, in bytes."""
     log = folder / "train.log"
@@ -216,20 +257,24 @@ def end_record(folder: Path, attempt: str) -> dict[str, Any] | None:
     return content if content is not None and content.get("attempt") == attempt else None
 
 
-def follow(trainer: RunningTrainer, *, after_step: int = 0) -> Iterator[Event]:
+def follow(trainer: RunningTrainer, *, after_step: int = 0, silence_seconds: float = math.inf) -> Iterator[Event]:
     """Yield what is heard of a trainer until it ends: new log lines, its state, lines of metrics past `after_step`.
 
-    A resumed trainer repeats the steps after its checkpoint, with the same figures; those are not yielded twice.
+    A resumed trainer repeats the steps after its checkpoint, with the same figures; those are not yielded twice. One that
+    gives no sign of life for `silence_seconds` is killed.
 
     Raises:
         HubertError: as `raise_for_end`.
+        TransientError: it hung.
     """
     log = _Tail(trainer.folder / "train.log", trainer.log_start)
     metrics = _Tail(trainer.folder / "metrics.jsonl", 0)
+    pulse = Pulse(trainer.folder, trainer.attempt, silence_seconds)
     state = ""
     while True:
         alive = trainer.is_alive()
-        if (now := trainer.state()) != state:
+        pulse.look(is_waiting=trainer.is_waiting())
+        if (now := "; ".join(filter(None, (trainer.state(), pulse.describe())))) != state:
             state = now
             yield Event("state", text=now)
         yield from (Event("log", text=line) for line in log.read())
@@ -240,6 +285,13 @@ def follow(trainer: RunningTrainer, *, after_step: int = 0) -> Iterator[Event]:
                 yield Event("metrics", metrics=content)
         if not alive:
             break
+        if pulse.has_stopped:
+            trainer.kill()
+            raise TransientError(
+                f"training in {trainer.folder} ({trainer.name}) hung: {pulse.describe()}, so it was ended. Likely cause: a disk "
+                "or network that does not answer, a GPU or kernel that is stuck, a process of it that was stopped. If a step of "
+                "it takes so long, raise train.silence_minutes"
+            )
         time.sleep(POLL_SECONDS)
     raise_for_end(trainer)
 

@@ -274,7 +274,7 @@ def _follow_once(stage: TrainStage, listener: Listener, launcher: Launcher) -> T
         return None
     try:
         trainer = trainer or launcher.launch(stage.job())
-        for event in follow(trainer, after_step=listener.step):
+        for event in follow(trainer, after_step=listener.step, silence_seconds=60 * stage.train.silence_minutes):
             listener(event)
     except KeyboardInterrupt:
         if trainer := trainer or launcher.find_running(stage.folder):

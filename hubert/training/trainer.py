@@ -225,6 +225,8 @@ class Trainer:
         As in fairseq, where the unmasked frames are predicted too, the loss is divided by the number of both.
         """
         settings, device = self.settings, self.world.device
+        if self.world.is_main:
+            self.folder.beat()
         torch.manual_seed(mix(settings.seed, batch.plan.step, batch.plan.index, NOISE))
         unmasked = settings.unmasked_weight > 0
         waveforms = batch.waveforms.to(device, non_blocking=True)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import polars as pl
 
+from hubert.core.errors import DataError
 from hubert.core.files import atomic_write
 from hubert.core.hashing import digest
 from hubert.core.stage import Figures, Receipt, Spec, Stage
@@ -180,7 +181,26 @@ class UnitsStage(Stage):
                 "num_frames": sum(receipt.figures["num_frames"] for receipt in mine),
                 **statistics.figures(),
             }
+        if "train" in figures:
+            self._check_usage(figures["train"])
         return outputs, figures
+
+    def _check_usage(self, usage: Figures) -> None:
+        """Make sure that there is something to predict.
+
+        Raises:
+            DataError: nearly all training frames have one unit.
+        """
+        share, limit = usage["majority_share"], self.units.max_majority_share
+        if share > limit:
+            raise DataError(
+                f"{share:.2%} of the {usage['num_frames']:,} training frames have the unit {usage['majority_unit']} (usage "
+                f"perplexity {usage['usage_perplexity']:.2f} of {usage['num_units']} units); at most units.max_majority_share = "
+                f"{limit} ({limit:.0%}) may: a model learns nothing from a label that is nearly always the same. Likely cause: "
+                "the audio is silence, a constant (DC) or one file many times over; or the codebook was made from features of "
+                "another scale or kind. Fix: listen to some files of the manifest, or fit the codebook on this corpus; if it is "
+                "meant, raise `max_majority_share` under `units`"
+            )
 
     def _chunks(
         self, manifest: Path, shards: list[tuple[Spec, Path]], statistics: UnitStatistics

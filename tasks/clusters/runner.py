@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
+import dask
 from distributed import LocalCluster
 from prefect.logging.loggers import flow_run_logger
 from prefect.task_runners import TaskRunner
@@ -24,6 +25,8 @@ from tasks.slurm.worker_environment import worker_environment
 
 # At their default level, Dask's processes tell of every connection, in the log of the Prefect run.
 logging.getLogger("distributed").setLevel(logging.WARNING)
+# A worker that hangs sends no heartbeat: its nanny starts it again, after this time or up to twice as long.
+dask.config.set({"distributed.scheduler.worker-ttl": "75s"})
 
 
 def task_runner(cluster: str, section: Section) -> TaskRunner[Any]:

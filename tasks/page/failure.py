@@ -26,6 +26,7 @@ from hubert.core.errors import (
 from hubert.core.paths import RunFolder
 from hubert.core.stage import Plan, Stage
 from hubert.core.text import markdown_table
+from hubert.training.launch import find_running, unfinished_job
 from tasks.page.page import key_of
 from tasks.page.prefect_client import path_of
 from tasks.service.follow import read_family
@@ -161,7 +162,11 @@ def build_page(api: PrefectApi, flow_run: Any, error: BaseException | None, mess
     facts = facts_of(error)
     reason, _, details = (f"{type(error).__name__}: {error}" if error else message).partition("\n")
     stage = f" in {facts['stage']}" if "stage" in facts else ""
-    rows = [*((name, f"`{value}`") for name, value in facts.items()), *_links(api, family, error)]
+    rows = [
+        *((name, f"`{value}`") for name, value in facts.items()),
+        *_links(api, family, error),
+        *find_orphans(flow_run),
+    ]
     parts = [
         f"## {family[0]['name']} {'failed' if error else 'crashed'}{stage}",
         MARKDOWN.sub(r"\\\1", reason),
@@ -204,6 +209,18 @@ def _links(api: PrefectApi, family: list[dict[str, Any]], error: BaseException |
     if own:
         shown = ", ".join(f"[{task['name']}]({path_of('runs/task-run', task['id'])})" for task in own[:5])
         yield "failed" if error else "under way", f"{shown}{', ...' if len(own) > 5 else ''}"
+
+
+def find_orphans(flow_run: Any) -> Iterator[tuple[str, str]]:
+    """Give the trainings that go on without their flow, and how they are stopped."""
+    root = _folder_of(flow_run)
+    for training in RunFolder(root).trainings() if root is not None else ():
+        process, job = find_running(training), unfinished_job(training)
+        if name := f"job {job}" if job else process.name if process else "":
+            yield (
+                "still trains",
+                f"{name}, in `{training}`: `hubert stop {_run_of(flow_run)}` stops it after a checkpoint",
+            )
 
 
 def _run_of(flow_run: Any) -> str:

@@ -229,7 +229,8 @@ def follow(
             answered = time.monotonic()
             if state["type"] in {"SCHEDULED", "PENDING"} and answered - said > WAIT_SECONDS:
                 said = answered
-                say("         no worker has started this run yet; `hubert status` says whether there is one")
+                with connect(api_url, auth) as api:
+                    say(f"         {api.why_waiting(read_family(api, run_id)[0])}")
         except TransientError as error:
             if time.monotonic() - answered > OUTAGE_SECONDS:
                 raise TransientError(f"{error}. The run may go on: `hubert up` starts the server again") from error

@@ -19,8 +19,11 @@ REQUEST_SECONDS = 10.0
 BUSY_SECONDS = 30.0
 RETRY_SECONDS = 0.5
 LOST_RUNS = "Crash runs that stopped sending heartbeats"
+FOUND_RUNS = "Runs whose heartbeats come back are running again"
+LOST = "Lost"  # the name of the state of such a run, which tells it from one that said itself that it crashed
 # Runs send a heartbeat every 30 s (`service_settings`); six missing ones in a row are no hiccup of a busy machine.
 HEARTBEATS_LOST_SECONDS = 180
+FOUND_SECONDS = 7 * 24 * 3600  # how long after that a heartbeat may come back
 GO_ON = "Retry it, or start it again with the same parameters: it goes on where it was."
 
 
@@ -38,9 +41,40 @@ class PrefectApi:
         except httpx.HTTPError:
             return False
 
-    def add_work_pool(self, name: str) -> None:
-        """Create a work pool for a process worker, unless there is one of that name."""
-        self.post("/work_pools/", {"name": name, "type": "process"}, accepted=(httpx.codes.CONFLICT,))
+    def add_work_pool(self, name: str, limit: int, *, chosen: bool = False) -> None:
+        """Create a work pool for a process worker, unless there is one of that name.
+
+        Args:
+            name: of the pool.
+            limit: how many runs it takes at once; the others wait, as `Late` on their pages. A pool keeps the limit that it has.
+            chosen: a person asked for this limit: a pool that is there gets it too.
+        """
+        pool = {"name": name, "type": "process", "concurrency_limit": limit}
+        self.post("/work_pools/", pool, accepted=(httpx.codes.CONFLICT,))
+        if chosen or self._pool(name)["concurrency_limit"] is None:
+            self.patch(f"/work_pools/{name}", {"concurrency_limit": limit})
+
+    def why_waiting(self, run: Mapping[str, Any]) -> str:
+        """Say why no worker has started a flow run yet."""
+        name = run.get("work_pool_name")
+        limit = self._pool(name)["concurrency_limit"] if name else None
+        if limit is not None:
+            at_work = {
+                "state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}},
+                "id": {"not_any_": [run["id"]]},
+            }
+            count = self.post("/flow_runs/count", {"flow_runs": at_work, "work_pools": {"name": {"any_": [name]}}})
+            if count >= limit:
+                return (
+                    f"this run waits for its turn: {count} others are under way, and the service does {limit} at once "
+                    "(`hubert up --max-runs`)"
+                )
+        return "no worker has started this run yet; `hubert status` says whether there is one"
+
+    def _pool(self, name: str) -> dict[str, Any]:
+        """Return what the server knows of a work pool."""
+        (pool,) = self.post("/work_pools/filter", {"work_pools": {"name": {"any_": [name]}}})
+        return dict(pool)
 
     def worker_is_online(self, pool: str, name: str, since: float) -> bool:
         """Say whether a worker has reported after `since` (seconds since the epoch)."""
@@ -62,10 +96,8 @@ class PrefectApi:
 
         Needed where the flow's process and its worker die together: nobody is left to say so. Any event of the run
         counts as a sign of life, so a run that ended or was suspended is left alone. A run that was wrongly given up
-        (a laptop that slept) still ends with its own final state.
+        (a laptop that slept) is running again with its next heartbeat, and can be cancelled again.
         """
-        if self.post("/automations/filter", {"automations": {"name": {"any_": [LOST_RUNS]}}}):
-            return
         trigger = {
             "type": "event",
             "posture": "Proactive",
@@ -77,8 +109,30 @@ class PrefectApi:
             "within": HEARTBEATS_LOST_SECONDS,
         }
         message = f"No heartbeat for {HEARTBEATS_LOST_SECONDS} s: the run's process and its worker are gone. {GO_ON}"
-        action = {"type": "change-flow-run-state", "state": "CRASHED", "name": "Crashed", "message": message}
-        self.post("/automations/", {"name": LOST_RUNS, "trigger": trigger, "actions": [action]})
+        action = {"type": "change-flow-run-state", "state": "CRASHED", "name": LOST, "message": message}
+        self._put_automation(LOST_RUNS, trigger, action)
+        trigger = {
+            "type": "event",
+            "posture": "Reactive",
+            "match": {"prefect.resource.id": "prefect.flow-run.*"},
+            "for_each": ["prefect.resource.id"],
+            "after": [f"prefect.flow-run.{LOST}"],
+            "expect": ["prefect.flow-run.heartbeat"],
+            "threshold": 1,
+            "within": FOUND_SECONDS,
+        }
+        found: dict[str, Any] = {"type": "change-flow-run-state", "state": "RUNNING", "name": "Running", "force": True}
+        self._put_automation(FOUND_RUNS, trigger, {**found, "message": "Its heartbeats are back."})
+
+    def _put_automation(self, name: str, trigger: Mapping[str, Any], action: Mapping[str, Any]) -> None:
+        """Create an automation, or replace that of an earlier version: one that is at work is not disturbed."""
+        wanted = {"name": name, "trigger": trigger, "actions": [action]}
+        for found in self.post("/automations/filter", {"automations": {"name": {"any_": [name]}}}):
+            if found["actions"][0].get("name") == action["name"]:
+                return
+            self._send("PUT", f"/automations/{found['id']}", {**wanted, "enabled": True})
+            return
+        self.post("/automations/", wanted)
 
     def crash_unfinished_runs(self, pool: str, message: str) -> list[str]:
         """Mark the runs of a work pool whose processes are gone, and their subflows, as crashed, for the reason in `message`.

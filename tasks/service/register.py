@@ -26,7 +26,7 @@ def register(api_url: str, prefect_file: Path = PREFECT_FILE, *, project: Path =
     """
     read_deployments(prefect_file)
     with connect(api_url) as api:
-        api.add_work_pool(ServiceSettings().pool)
+        api.add_work_pool(ServiceSettings().pool, ServiceSettings().run_limit)
         api.add_lost_run_automation()
         variables = {**os.environ, "PREFECT_API_URL": api_url}
         ended = subprocess.run(deploy_command(prefect_file), cwd=project, env=variables, check=False)

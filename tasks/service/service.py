@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 import httpx
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from pydantic import BaseModel, ConfigDict, Field
 
 from hubert.core.errors import ConfigError, TransientError
+from hubert.core.locks import acquire
 from hubert.core.paths import PROJECT
 from hubert.core.process import (
     EXIT_SECONDS,
@@ -88,6 +89,8 @@ def up(settings: ServiceSettings, *, prefect_file: Path = PREFECT_FILE, project:
             return _start_missing(settings, auth, service.processes, prefect_file, project)
         with connect(settings.api_url, settings.auth) as api:
             wait_for(_ready(settings, api, running), list(running.values()), HEALTH_SECONDS)
+            if settings.max_runs:
+                api.add_work_pool(settings.pool, settings.max_runs, chosen=True)
         return service
 
 
@@ -126,7 +129,7 @@ def _start_missing(
                 start(name, commands[name], settings.folder)
         with connect(settings.api_url, settings.auth) as api:
             wait_for({PREFECT: api.is_healthy}, list(parts.values()), settings.start_seconds)
-            api.add_work_pool(settings.pool)
+            api.add_work_pool(settings.pool, settings.run_limit, chosen=bool(settings.max_runs))
             api.add_lost_run_automation()
             if WORKER in missing:
                 if not find_marked({_mark(settings, WORKER)}):  # no worker and no flow of one is left
@@ -340,7 +343,7 @@ def locked(settings: ServiceSettings) -> Iterator[None]:
     """Hold the service's lock: one `up` or `down` at a time."""
     settings.folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(settings.folder / "lock", timeout=settings.start_seconds):
+        with acquire(settings.folder / "lock", wait_seconds=settings.start_seconds):
             yield
     except Timeout as error:
         raise TransientError(

@@ -22,6 +22,10 @@ from tasks.service.access import CLIENT_AUTH, check_host, is_loopback, read_auth
 
 # Prefect's shortest; `PrefectApi.add_lost_run_automation` gives up a run that misses six.
 HEARTBEAT_SECONDS = 30
+# A server whose database is locked or whose disk is full answers 500 for a while: Prefect's clients ask again for 8 minutes,
+# after 2, 4 ... 256 s, instead of ending the flow at once.
+CLIENT_RETRIES = {"PREFECT_CLIENT_RETRY_EXTRA_CODES": "500,502,503,504", "PREFECT_CLIENT_MAX_RETRIES": "8"}
+BYTES_PER_RUN = 4e9  # a flow, its Dask workers and a small training on this machine
 
 # What both servers are started with, here and in docker/compose.yaml.
 SERVERS = {
@@ -60,6 +64,11 @@ class ServiceSettings(BaseModel):
     mlflow_port: int = Field(default=5000, ge=1, le=65535, description="the port of the MLflow server")
     pool: str = Field(default="local", description="Prefect's work pool, the one that deployments/prefect.yaml names")
     worker: str = Field(default="local", description="the worker's name")
+    max_runs: int = Field(
+        default=0,
+        ge=0,
+        description="runs that the worker does at once, the others wait; 0: as many as this machine's memory has 4 GB",
+    )
     query_seconds: int = Field(default=2, ge=1, description="how often the worker asks for new runs, in seconds")
     start_seconds: float = Field(
         default=180.0, gt=0, description="the longest wait for everything to be ready, in seconds"
@@ -98,6 +107,15 @@ class ServiceSettings(BaseModel):
     def auth(self) -> str | None:
         """What a running service asks Prefect's clients for, `user:password`; read from its file, never kept in here."""
         return read_auth(self.folder)
+
+    @property
+    def run_limit(self) -> int:
+        """How many runs the work pool takes at once."""
+        if self.max_runs:
+            return self.max_runs
+        from distributed.system import MEMORY_LIMIT  # that of the cgroup too; slow to import
+
+        return max(1, int(MEMORY_LIMIT // BYTES_PER_RUN))
 
     def check(self) -> None:
         """Check the addresses before anything is started.
@@ -183,6 +201,8 @@ def environment(settings: ServiceSettings) -> dict[str, str]:
         "PREFECT_API_URL": settings.api_url,
         "PREFECT_UI_URL": settings.ui_url,
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+        **CLIENT_RETRIES,
+        "OMP_WAIT_POLICY": "PASSIVE",  # of flows that compute in their own process
         "PREFECT_PLUGINS_ENABLED": "false",
         "MLFLOW_TRACKING_URI": settings.mlflow_url,
         "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -132,6 +132,16 @@ class Resources(Site):
         """YAML reads an unquoted 0 or 64000 as a number."""
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
+    @model_validator(mode="after")
+    def _one_memory(self) -> Self:
+        other = next((line for line in self.directives if line.startswith(("--mem-per-cpu", "--mem-per-gpu"))), "")
+        if self.memory and other:
+            raise ValueError(
+                f"memory is {self.memory!r} and directives has {other!r}: Slurm takes one of the two. Fix: memory = '' (which "
+                "leaves it to the directive), or remove the directive"
+            )
+        return self
+
 
 class WorkerSection(Resources):
     """The Dask workers of a section: jobs of one node each, one worker process per GPU."""

@@ -9,25 +9,20 @@ srun is a process in a session of its own, so the death of the flow does not tou
 is submitted and stands in the job's comment, so that a flow which dies in between finds its job all the same.
 """
 
-import os
 import platform
-import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hubert.core.errors import ConfigError, TransientError
-from hubert.core.files import read_json, write_record
-from hubert.core.paths import PROJECT
-from hubert.core.process import ProcessId, exit_status, start_detached
+from hubert.core.files import look_again, read_json, write_record
+from hubert.core.process import ProcessId, exit_status
 from hubert.training.exit_states import FORGOTTEN, REFUSED, End, Exit, judge
 from hubert.training.job import Job
 from hubert.training.launch import (
-    ENVIRONMENT,
     MAX_BACKOFF_SECONDS,
     STOP_SECONDS,
     Launcher,
@@ -36,14 +31,18 @@ from hubert.training.launch import (
     find_running,
     log_size,
     slurm_jobs,
+    was_cancelled,
 )
 from tasks.slurm import commands as slurm
-from tasks.slurm.settings import SlurmSettings, TrainingSection
+from tasks.slurm.nodes import MAX_FAILURES, can_do_without
+from tasks.slurm.settings import SlurmSettings
+from tasks.slurm.training_job import COMMENT, comment, sbatch, script, srun, start
 
-COMMENT = "hubert-train"
 QUICK_SECONDS = 0.5  # between two questions as long as a job is not in the queue, or is about to end
 KILL_SECONDS = 15.0  # between the end of a stop's patience and the end of ours
 BACKOFF_SECONDS = 10.0  # a node that died is only marked after a while
+# Ends of a job that its node may have brought about.
+AT_ONCE = {"COMPLETED", "FAILED", "NODE_FAIL", "BOOT_FAIL", "LAUNCH_FAILED"}
 
 Say = Callable[[str], object]
 
@@ -67,15 +66,18 @@ class SlurmLauncher(Launcher):
     def _submit(self, job: Job) -> RunningTrainer:
         job = begin_attempt(job)
         folder, attempt = job.folder, job.attempt
+        left_out = self._nodes_left_out(folder)
         (folder / "launch.sh").write_text(script(self.section, folder))
         log_start = log_size(folder)
         entry = {"attempt": attempt, "job_id": "", "submitted_at": time.time(), "srun": None, "ended": ""}
+        if left_out:
+            entry["left_out"] = sorted(left_out)
         write_jobs(folder, [*slurm_jobs(folder), entry])
         try:
             if self.section.detached:
-                entry["job_id"] = slurm.run(sbatch(self.section, folder, attempt)).strip().split(";")[0]
+                entry["job_id"] = slurm.run(sbatch(self.section, folder, attempt, left_out)).strip().split(";")[0]
             else:
-                entry["srun"] = start(srun(self.section, folder, attempt), folder).as_dict()
+                entry["srun"] = start(srun(self.section, folder, attempt, left_out), folder).as_dict()
         except subprocess.CalledProcessError as error:
             raise refused(folder, entry, error.stderr) from error
         write_entry(folder, entry)
@@ -87,6 +89,21 @@ class SlurmLauncher(Launcher):
                 log.seek(log_start)
                 raise refused(folder, entry, log.read().decode(errors="replace"))
         return trainer
+
+    def _nodes_left_out(self, folder: Path) -> set[str]:
+        """Return the nodes on which the last jobs of a training ended before a trainer had started, if there are others."""
+        failures: dict[str, int] = {}
+        for entry in slurm_jobs(folder):
+            node = entry.get("node", "")
+            failures[node] = failures.get(node, 0) + 1 if entry.get("started") is False else 0
+        found = {node for node, count in failures.items() if node and count >= MAX_FAILURES}
+        if not found or not can_do_without(slurm.job_options(self.section), found):
+            return set()
+        self._say(
+            f"the training's job keeps off {', '.join(sorted(found))}: {MAX_FAILURES} jobs in a row ended there before the "
+            "trainer had started (see its log)"
+        )
+        return found
 
     def find_running(self, folder: Path) -> RunningTrainer | None:
         """Return the live job of a folder, else a live trainer that was started on this machine.
@@ -154,7 +171,12 @@ class SlurmTrainer(RunningTrainer):
     def state(self) -> str:
         if self._silence:
             return self._silence
-        return self._job.describe() if self._job is not None else ""
+        if self._job is None:
+            return ""
+        left_out = self._entry.get("left_out")
+        return self._job.describe() + (
+            f"; it keeps off {', '.join(left_out)}, where jobs ended at once" if left_out else ""
+        )
 
     def is_alive(self) -> bool:
         """Say whether the job waits or runs; Slurm is asked every few seconds, and its silence changes nothing."""
@@ -186,7 +208,20 @@ class SlurmTrainer(RunningTrainer):
             self._asked_at = time.monotonic()
         if not self._alive and not self._entry["ended"]:
             self._entry["ended"] = self._job.state if self._job is not None else FORGOTTEN
+            self._note_node()
             write_entry(self.folder, self._entry)
+
+    def _note_node(self) -> None:
+        """Write down where a job of one node ended, and whether a trainer had started in it."""
+        if (
+            self._job is not None
+            and self._job.state in AT_ONCE
+            and self._job.nodes
+            and not set("[,") & set(self._job.nodes)
+        ):
+            look_again(self.folder)  # the node wrote there
+            trainer = read_json(self.folder / "trainer.json") or {}
+            self._entry |= {"node": self._job.nodes, "started": trainer.get("attempt") == self.attempt}
 
     def _give_up_orphan(self, job: slurm.SlurmJob) -> None:
         """Cancel a job whose srun is gone if no trainer is left in it: it would wait, or hold its nodes, for nothing."""
@@ -205,7 +240,7 @@ class SlurmTrainer(RunningTrainer):
         return self._srun is not None and self._srun.host == platform.node()
 
     def end(self, code: Exit | None) -> tuple[End, str]:
-        asked = (read_json(self.folder / "cancelled.json") or {}).get("attempt") == self.attempt
+        asked = was_cancelled(self)
         if self._orphaned:
             return judge("FAILED", code, asked=asked), self._orphaned
         if self._job is None or self._forgotten:
@@ -235,6 +270,17 @@ class SlurmTrainer(RunningTrainer):
                 self._send(options)
         self._wait(KILL_SECONDS)
 
+    def is_waiting(self) -> bool:
+        return self._job is None or self._job.is_waiting or self._job.state in {"SUSPENDED", "STOPPED"}
+
+    def kill(self) -> None:
+        """Kill all its processes; a job that is still there after that is cancelled."""
+        self._poll_seconds = QUICK_SECONDS
+        for options in (["--signal=KILL", "--full"], []):
+            if self.is_alive():
+                self._send(options)
+                self._wait(KILL_SECONDS)
+
     def _send(self, options: list[str]) -> None:
         """Give the job's id to scancel. Slurm's silence is waited out: a job that was cancelled must not go on.
 
@@ -260,73 +306,7 @@ class SlurmTrainer(RunningTrainer):
             time.sleep(QUICK_SECONDS / 2)
 
 
-# What is submitted ------------------------------------------------------------------------------------------------
-
-
-def comment(folder: Path, attempt: str) -> str:
-    """Return the comment by which a job is found again; the folder's name has the training's key."""
-    return f"{COMMENT} {folder.name} {attempt}"
-
-
-def script(section: TrainingSection, folder: Path) -> str:
-    """Return what each task runs; its argument is the attempt, so that a task that starts late does not take another's."""
-    interfaces = {name: section.interface for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if section.interface}
-    lines = [f'export {name}="${{{name}:-{value}}}"' for name, value in ENVIRONMENT.items()]
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in interfaces.items()]
-    program = [section.python or sys.executable, "-m", "hubert.train", str(folder / "job.json")]
-    lines.append(f'exec {shlex.join(program)} --attempt "$1"')
-    return "\n".join(["#!/bin/bash", *section.prologue, *lines]) + "\n"
-
-
-def srun(section: TrainingSection, folder: Path, attempt: str) -> list[str]:
-    """Return the command that submits a training and stays until it has ended."""
-    return ["srun", *job_options(section, folder, attempt), *step_options(folder, attempt)]
-
-
-def sbatch(section: TrainingSection, folder: Path, attempt: str) -> list[str]:
-    """Return the command that submits the same srun, without staying."""
-    log = slurm.escaped(folder / "train.log")
-    inner = ["srun", *slurm.layout(section), *step_options(folder, attempt)]
-    batch = ["--parsable", "--no-requeue", f"--output={log}", "--open-mode=append", f"--wrap=exec {shlex.join(inner)}"]
-    return ["sbatch", *job_options(section, folder, attempt), *batch]
-
-
-def job_options(section: TrainingSection, folder: Path, attempt: str) -> list[str]:
-    """Return the options of a training's job."""
-    return [
-        *slurm.job_options(section),
-        f"--signal=USR1@{section.signal_seconds}",
-        "--job-name=hubert-train",
-        f"--comment={comment(folder, attempt)}",
-        f"--chdir={PROJECT}",
-    ]
-
-
-def step_options(folder: Path, attempt: str) -> list[str]:
-    """Return the step's options and its program. One process that fails ends the others, which would wait for it."""
-    return ["--kill-on-bad-exit=1", "--wait=0", "bash", str(folder / "launch.sh"), attempt]
-
-
-def start(command: list[str], folder: Path) -> ProcessId:
-    """Start srun in a session of its own, with the training's log as its output.
-
-    Raises:
-        ConfigError: srun is not there.
-    """
-    environment = dict(os.environ)
-    if "SLURM_JOB_ID" in environment:  # this flow itself runs in a job: srun would start the training inside it
-        environment = {name: value for name, value in environment.items() if not is_of_job(name)}
-    try:
-        return start_detached(command, folder / "train.log", environment=environment)
-    except FileNotFoundError as error:
-        raise ConfigError(
-            "srun was not found on this machine's PATH: a cluster of `kind: slurm` is used from a machine that can submit jobs"
-        ) from error
-
-
-def is_of_job(name: str) -> bool:
-    """Say whether a variable describes the job that this process runs in."""
-    return name.startswith("SLURM_") and name != "SLURM_CONF"
+# What is written down -------------------------------------------------------------------------------------------------
 
 
 def refused(folder: Path, entry: dict[str, Any], said: str) -> ConfigError | TransientError:
@@ -336,9 +316,6 @@ def refused(folder: Path, entry: dict[str, Any], said: str) -> ConfigError | Tra
         return slurm.SlurmUnreachable(f"the training in {folder} could not be submitted: {said.strip()}")
     end = judge(REFUSED, None)
     return ConfigError(f"training in {folder}: {end.name}: {end.says}. Slurm said: {said.strip()}")
-
-
-# What is written down ---------------------------------------------------------------------------------------------
 
 
 def write_jobs(folder: Path, jobs: list[dict[str, Any]]) -> None:

@@ -24,11 +24,12 @@ from typing import Any
 
 from dask_jobqueue.slurm import SLURMCluster
 from distributed.deploy.cluster import Cluster
-from distributed.security import Security
 from prefect import get_run_logger, runtime
 
 from tasks.service.settings import service_folder
+from tasks.slurm.certificates import clock_problem, temporary_security
 from tasks.slurm.commands import SlurmJob, SlurmUnreachable, cancel, escaped, find_job, find_jobs, job_options
+from tasks.slurm.nodes import MAX_FAILURES, can_do_without, keep_off, leaving_out
 from tasks.slurm.settings import WorkerSection
 from tasks.slurm.worker_job import CONFIG_NAME, WorkerJob, job_arguments
 
@@ -71,14 +72,17 @@ class SlurmWorkers(SLURMCluster):
         self.trouble = ""
         self.failure = ""
         self._fruitless = 0
+        self._failures: dict[str, int] = {}  # fruitless jobs in a row by node
+        self._left_out: set[str] = set()  # nodes that new jobs keep off
         self._ending: list[WorkerJob] = []  # replaced already, and their epilogs still run
         self._first_answer: float | None = None
         self._wishes: deque[tuple[float, int]] = deque()  # when, and how many jobs there was work for
         self._keeper: asyncio.Task[None] | None = None
         self._stop: asyncio.Event | None = None
         self.logs.mkdir(parents=True, exist_ok=True)
+        self._options = job_options(section)
         options = [
-            *job_options(section),  # first: of an option that is given twice Slurm takes the last
+            *self._options,  # first: of an option that is given twice Slurm takes the last
             f"--job-name=hubert-{name}",
             f"--comment={self.comment}",
             f"--output={escaped(self.logs)}/{name}-%j.log",
@@ -88,7 +92,7 @@ class SlurmWorkers(SLURMCluster):
             sbatch_options=options,
             config_name=CONFIG_NAME,
             name=f"hubert-{name}",
-            security=Security.temporary(),
+            security=temporary_security(),
             shared_temp_directory=str(self.logs),
             **job_arguments(section),
         )
@@ -103,7 +107,10 @@ class SlurmWorkers(SLURMCluster):
             return self.trouble
         silent = " and its workers have not answered yet"
         jobs = [job.describe() + ("" if job.is_waiting else silent) for job in self.seen.values()]
-        return "; ".join(jobs) or "the first job is being submitted"
+        left_out = [f"nodes left out, as jobs ended there at once: {', '.join(sorted(self._left_out))}"] * bool(
+            self._left_out
+        )
+        return "; ".join([*(jobs or ["the first job is being submitted"]), *left_out])
 
     # Keeping the jobs -------------------------------------------------------------------------------------------
 
@@ -127,7 +134,10 @@ class SlurmWorkers(SLURMCluster):
     def new_worker_spec(self) -> dict[str, Any]:
         """Return the next job, under a name that was never used before: the scheduler may still know the old one."""
         self._i += 1
-        return {self._new_worker_name(self._i): self.new_spec}
+        options = self.new_spec["options"]
+        wanted = leaving_out(options["sbatch_options"], self._left_out)
+        spec = {**self.new_spec, "options": {**options, "sbatch_options": wanted}}
+        return {self._new_worker_name(self._i): spec}
 
     async def _keep(self) -> None:
         """Compare and mend until the cluster is closed. Whatever goes wrong, the next round may go well."""
@@ -156,7 +166,7 @@ class SlurmWorkers(SLURMCluster):
             ended = await asyncio.to_thread(find_job, str(job.job_id))
             if ended is None or ended.state != "COMPLETING":
                 self._ending.remove(job)
-                self._ended(job, ended)
+                await self._ended(job, ended)
         await self._scale(now)
 
     async def _check(self, name: str, job: WorkerJob, now: float) -> None:
@@ -175,10 +185,11 @@ class SlurmWorkers(SLURMCluster):
                     self._ending.append(job)
                 return
             self._forget(name)
-            self._ended(job, ended)
+            await self._ended(job, ended)
         elif self._workers_of(name):
             job.answered, job.silent_since = True, None
             self._fruitless = 0
+            self._failures.pop(self.seen[job.job_id].nodes, None)
             self._first_answer = self._first_answer or now
         elif job.answered:
             job.silent_since = job.silent_since or now
@@ -187,19 +198,46 @@ class SlurmWorkers(SLURMCluster):
                 self._forget(name)
                 await job.close()
 
-    def _ended(self, job: WorkerJob, ended: SlurmJob | None) -> None:
+    async def _ended(self, job: WorkerJob, ended: SlurmJob | None) -> None:
         how = ended.describe() if ended else f"job {job.job_id} is not known to Slurm any more"
         self.logger.info("%s: %s", self.name, how)
         if job.answered or (ended.state if ended else None) not in FRUITLESS:
             return
         self._fruitless += 1
-        if self._fruitless >= MAX_FRUITLESS and not self.scheduler.workers:  # else it is that job's node
-            path = self.logs / f"{self.section_name}-{job.job_id}.log"
+        node = ended.nodes if ended else ""
+        self._failures[node] = self._failures.get(node, 0) + 1
+        path = self.logs / f"{self.section_name}-{job.job_id}.log"
+        log = _read(path)
+        cause = clock_problem(log) or (
+            "the Python or the prologue of the section, or a network interface on which the nodes do not reach this machine; "
+            "`hubert check` looks for it"
+        )
+        alone = not await self._leave_out(node, cause)
+        if self._fruitless >= MAX_FRUITLESS and not self.scheduler.workers and (alone or len(self._failures) > 1):
+            nodes = ", ".join(sorted(filter(None, self._failures)))
+            where = f" on {nodes}" if nodes else ""
             self.failure = (
-                f"{self._fruitless} jobs in a row ended before a worker answered, the last one: {how}. Likely cause: the Python "
-                "or the prologue of the section, or a network interface on which the nodes do not reach this machine; "
-                f"`hubert check` looks for it. The end of {path}:\n{_tail(path)}"
+                f"{self._fruitless} jobs in a row ended before a worker answered{where}, the last one: {how}. Likely cause: "
+                f"{cause}. The end of {path}:\n" + "\n".join(log.splitlines()[-LOG_LINES:])
             )
+
+    async def _leave_out(self, node: str, cause: str) -> bool:
+        """Keep further jobs off a node on which several in a row came to nothing; False if there is no other node."""
+        if self._failures[node] < MAX_FAILURES or node in self._left_out:
+            return True
+        if not node or not await asyncio.to_thread(can_do_without, self._options, {*self._left_out, node}):
+            return False
+        self._left_out.add(node)
+        self.logger.warning(
+            "%s: %d jobs in a row ended on node %s before a worker answered; further jobs keep off it. Likely cause: %s",
+            self.name,
+            self._failures[node],
+            node,
+            cause,
+        )
+        waiting = [job.job_id for job in self.seen.values() if job.is_waiting]
+        await asyncio.to_thread(keep_off, waiting, self._options, self._left_out)
+        return True
 
     def _blame(self, problem: Exception | None) -> None:
         """Take note of a job that could not be submitted."""
@@ -303,8 +341,8 @@ def _cancel_by_comment(comment: str) -> None:
     cancel([job.job_id for job in find_jobs(comment=comment)])
 
 
-def _tail(path: Path) -> str:
+def _read(path: Path) -> str:
     try:
-        return "\n".join(path.read_text(errors="replace").splitlines()[-LOG_LINES:])
+        return path.read_text(errors="replace")
     except OSError as error:
         return f"(it cannot be read: {error})"

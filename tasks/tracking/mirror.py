@@ -10,6 +10,7 @@ training whose steps come out otherwise the second time (on a GPU they may) gets
 
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 BATCH = 1000  # MLflow's own limit of metrics per request
+PAUSE_SECONDS, MAX_PAUSE_SECONDS = 60.0, 900.0  # a server that does not answer is left alone, each time twice as long
 WATERMARK = "loss"  # the metric whose last step says how far the mirror is
 OUTAGE = (MlflowException, RequestException, OSError)
 FOLDER_MARK = "run_folder_mark"  # tag: digest of a run folder's path, as a filter takes no path with a quote
@@ -55,6 +57,7 @@ class Tracker:
         self.tags = dict(tags)
         self.parameters = dict(parameters)
         self.behind = False
+        self._pause = self._silent_until = 0.0
         self._ids: tuple[str, str] | None = None
         self._sent: dict[int, float] | None = None  # the watermark's metric by step, as MLflow has it
 
@@ -85,14 +88,22 @@ class Tracker:
         run_id: str = client.create_run(experiment_id, run_name=self.stage.label, tags=tags).info.run_id
         return run_id
 
-    def mirror(self) -> bool:
-        """Send the lines of metrics.jsonl that MLflow does not have; False if it did not answer (try again later)."""
+    def mirror(self, *, at_once: bool = False) -> bool:
+        """Send the lines of metrics.jsonl that MLflow does not have; False if it did not answer (try again later).
+
+        After that it is not asked for a minute, then for longer, unless `at_once`: a server that hangs takes 20 s each time.
+        """
+        if not at_once and time.monotonic() < self._silent_until:
+            return False
         try:
             self.catch_up()
         except OUTAGE:
             self.behind, self._sent = True, None
+            self._pause = min(2 * self._pause or PAUSE_SECONDS, MAX_PAUSE_SECONDS)
+            self._silent_until = time.monotonic() + self._pause
             return False
         self.behind = False
+        self._pause = self._silent_until = 0.0
         return True
 
     def catch_up(self) -> None:
@@ -291,4 +302,7 @@ def metric_points(line: Mapping[str, Any]) -> list[Metric]:
 
 
 def _same(one: float, other: float) -> bool:
+    """Say whether MLflow has a value as it was sent: it keeps the largest finite number in the place of an infinite one."""
+    largest = sys.float_info.max
+    one, other = (max(-largest, min(largest, value)) for value in (one, other))
     return one == other or (math.isnan(one) and math.isnan(other))

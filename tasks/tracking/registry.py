@@ -77,7 +77,9 @@ def scores_of(iteration: Iteration) -> dict[str, float]:
     validation = iteration.validate.figures()
     scores: dict[str, float | None] = {name: validation[name] for name in ("unigram_entropy", "majority_accuracy")}
     if iteration.abx is not None:
-        mfcc: Mapping[str, Any] = next((row["reported"] for row in iteration.abx.figures()["rows"] if not row["layer"]), {})
+        mfcc: Mapping[str, Any] = next(
+            (row["reported"] for row in iteration.abx.figures()["rows"] if not row["layer"]), {}
+        )
         scores |= {f"abx_{speaker}_mfcc": mfcc.get(speaker) for speaker in ("within", "across")}
     if iteration.quality is not None:
         figures = iteration.quality.figures()["units"]

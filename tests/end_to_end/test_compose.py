@@ -17,7 +17,7 @@ from hubert.core.process import start_process, stop_processes
 from tasks.service.follow import INFO, follow, start_run
 from tasks.service.prefect_api import connect
 from tasks.service.register import register
-from tasks.service.settings import HEARTBEAT_SECONDS, SERVERS, ServiceSettings, environment
+from tasks.service.settings import CLIENT_RETRIES, HEARTBEAT_SECONDS, SERVERS, ServiceSettings, environment
 from tests.support.postgresql import find_programs, postgresql
 from tests.tasks.service.test_service import FLOWS
 from tools.ports import free_ports
@@ -69,6 +69,7 @@ def test_every_secret_has_to_be_given_and_every_port_is_for_this_machine_alone()
 def test_the_containers_and_hubert_up_start_the_servers_alike():
     wanted = {
         **SERVERS,
+        **CLIENT_RETRIES,
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
         "PREFECT_PLUGINS_ENABLED": "false",
     }

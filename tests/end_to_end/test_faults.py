@@ -1,5 +1,6 @@
 """kill -9 at many points, then the same command: it goes on, and the outputs equal an undisturbed run's."""
 
+import signal
 import subprocess
 from pathlib import Path
 
@@ -74,6 +75,20 @@ def test_a_dask_worker_is_killed_and_the_same_run_ends_well(point, undisturbed, 
     run, log = tmp_path / "run", tmp_path / "log"
     wanted = {**parameters, "run": str(run)}
     assert kill_flow_when(lambda: any(run.glob(POINTS[point])), ITERATION, wanted, environment, log, victim=workers_of)
+    assert (run / "it1" / "outcome.json").exists(), log.read_text()[-3000:]
+    assert_equal_runs(run, undisturbed)
+
+
+def test_a_dask_worker_that_hangs_is_replaced_and_the_same_run_ends_well(
+    undisturbed, parameters, environment, tmp_path
+):
+    """SIGSTOP: it sends no heartbeats, and what it was given waits; nothing else ends it."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    wanted = {**parameters, "run": str(run)}
+    point, stop = POINTS["after the first shard of features"], signal.SIGSTOP
+    assert kill_flow_when(
+        lambda: any(run.glob(point)), ITERATION, wanted, environment, log, victim=workers_of, number=stop
+    )
     assert (run / "it1" / "outcome.json").exists(), log.read_text()[-3000:]
     assert_equal_runs(run, undisturbed)
 

@@ -55,14 +55,15 @@ def kill_flow_when(
     log: Path,
     *,
     victim: Callable[[subprocess.Popen], list[int]] = lambda process: [process.pid],
+    number: signal.Signals = signal.SIGKILL,
 ) -> bool:
-    """Start a flow, `kill -9` the victim as soon as the condition holds and it lives; False if the flow ended before."""
+    """Start a flow, `kill -9` the victim (or send another signal) as soon as the condition holds and it lives; False if the flow ended before."""
     process = start_flow(flow, parameters, environment, log)
     try:
         while process.poll() is None:
             if condition() and (pids := victim(process)):
                 for pid in pids:
-                    os.kill(pid, signal.SIGKILL)
+                    os.kill(pid, number)
                 process.wait(600)
                 return True
             try:

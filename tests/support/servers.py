@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
+import httpx
 import pytest
 
 CONTENT = bytes(range(256)) * 1000
@@ -61,6 +62,29 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         end = start + server.cuts.pop(0) if server.cuts else len(content)
         self.wfile.write(content[start:end])
+
+
+class Forwarding(BaseHTTPRequestHandler):
+    """Forwards requests to `target`, an address of the server that it belongs to."""
+
+    def forward(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) or None
+        headers = {"Content-Type": self.headers.get("Content-Type") or "application/json"}
+        url = f"{self.server.target}{self.path}"
+        answer = httpx.request(self.command, url, content=body, headers=headers, trust_env=False)
+        self.answer(answer.status_code, answer.content)
+
+    do_GET = do_POST = do_PATCH = forward  # noqa: N815  (the base class calls them so)
+
+    def answer(self, status: int, content: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 @contextmanager

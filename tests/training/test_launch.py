@@ -2,28 +2,31 @@
 
 import datetime as dt
 import os
+import resource
 import signal
 import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from hubert.core.errors import ConfigError, DataError, HubertError, TrainingDiverged, TransientError
-from hubert.core.files import read_json, write_json
+from hubert.core.files import folder_size, read_json, write_json
 from hubert.core.paths import PROJECT
 from hubert.core.process import ProcessId
 from hubert.training.checkpoint import checkpoint_path, find_latest
 from hubert.training.distributed import World, meet
 from hubert.training.exit_states import Exit
-from hubert.training.folder import read_metrics
+from hubert.training.folder import Pulse, read_metrics
 from hubert.training.launch import Event, TrainerProcess, find_running, follow, launch, raise_for_end
 from hubert.training.ranks import find_meeting_point, find_place, first_host, threads_per_process
 from hubert.training.stage import TrainStage, train_until_done
 from tests.support.corpus import NUM_UNITS
+from tests.support.disk import fill, small_disk
 from tests.support.training import SETTINGS, assert_same_training, job_of, metrics_of, train, write_table
 from tools.given_stages import labels_in
 from tools.ports import free_ports
@@ -259,6 +262,110 @@ def test_a_training_that_was_killed_before_its_summary_writes_it_at_the_next_sta
     again = stage_of(tmp_path, table, 4).run()
     assert again["checkpoints"] == figures["checkpoints"]
     assert again["steps"] == 4
+
+
+@pytest.mark.parametrize("part", ["model.safetensors", "state.pt"])
+def test_a_training_whose_disk_is_full_is_started_again_and_ends_as_an_undisturbed_one(
+    part, tmp_path, table, undisturbed
+):
+    """The disk has room for the log, and for half of the first checkpoint's weights, or of its state."""
+    whole = checkpoint_path(undisturbed, 10)
+    room = 100_000 + (0 if part == "model.safetensors" else (whole / "model.safetensors").stat().st_size)
+    assert room < folder_size(whole)
+    events: list[Event] = []
+    with small_disk(tmp_path / "small", "16m") as disk:
+        ballast = fill(disk, leave=room)
+        stage = TrainStage(disk / "run", table, "t", NUM_UNITS, SETTINGS)
+
+        def make_room(event: Event) -> None:
+            events.append(event)
+            if "starting it again" in event.text:
+                ballast.unlink()
+
+        train_until_done(stage, make_room, max_restarts=1)
+        (said,) = [event.text for event in events if "starting it again" in event.text]
+        assert "lost its surroundings" in said
+        assert "No space left on device. It needs " in said
+        assert "hubert prune RUN" in said
+        assert_same_training(stage.folder, undisturbed)
+        assert not list(stage.folder.glob(".*"))
+
+
+def test_a_training_whose_files_may_not_be_so_large_is_started_again_too(tmp_path, table, undisturbed):
+    """RLIMIT_FSIZE, which the trainer inherits: the kernel says EFBIG."""
+    stage = TrainStage(tmp_path, table, "t", NUM_UNITS, SETTINGS)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    events: list[Event] = []
+
+    def lift(event: Event) -> None:
+        events.append(event)
+        if "starting it again" in event.text:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        train_until_done(stage, lift, max_restarts=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [event.text for event in events if "starting it again" in event.text and "ulimit -f" in event.text]
+    assert_same_training(stage.folder, undisturbed)
+
+
+@pytest.mark.parametrize("num_processes", [1, pytest.param(2, marks=pytest.mark.faults)])
+def test_a_trainer_that_hangs_is_reported_ended_and_started_again(
+    num_processes, tmp_path, table, undisturbed, monkeypatch
+):
+    """SIGSTOP: of the trainer, or of the second of two processes, for which the first one then waits."""
+    monkeypatch.setattr("hubert.training.folder.UNUSUAL_SECONDS", 5)
+    settings = SETTINGS.model_copy(update={"silence_minutes": 0.5, "num_processes": num_processes})
+    stage = TrainStage(tmp_path, table, "t", NUM_UNITS, settings)
+    events: list[Event] = []
+    stopped: list[psutil.Process] = []
+
+    def stop_one(event: Event) -> None:
+        events.append(event)
+        running = find_running(stage.folder)
+        if event.metrics is not None and not stopped and running is not None:
+            leader = psutil.Process(running.process.pid)
+            main = (read_json(stage.folder / "trainer.json") or {})["pid"]
+            ranks = [each for each in leader.children() if "hubert.train" in each.cmdline() and each.pid != main]
+            stopped.append(ranks[0] if num_processes > 1 else leader)
+            stopped[0].suspend()
+
+    train_until_done(stage, stop_one, max_restarts=1)
+    assert any("no sign of life" in event.text for event in events if event.kind == "state")
+    (said,) = [event.text for event in events if "starting it again" in event.text]
+    assert "hung: no sign of life" in said
+    assert not stopped[0].is_running()
+    if num_processes == 1:
+        assert_same_training(stage.folder, undisturbed)
+
+
+def test_a_silence_is_judged_by_what_was_usual_and_a_trainer_without_a_machine_is_not_waited_for(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("hubert.training.folder.time.monotonic", lambda: clock[0])
+    pulse = Pulse(tmp_path, "a", limit_seconds=100)
+
+    def look_until(seconds: float, **how: bool) -> None:
+        while clock[0] < seconds:
+            clock[0] += 4
+            pulse.look(**how)
+
+    look_until(400, is_waiting=True)
+    assert not pulse.has_stopped
+    look_until(600)  # it starts: imports may take three times as long
+    assert "not even a first one" in pulse.describe()
+    assert not pulse.has_stopped
+    for beat in range(10):
+        write_json(tmp_path / "trainer.json", {"attempt": "a", "beats": True, "beat": beat})
+        os.utime(tmp_path / "trainer.json", (beat, beat))
+        look_until(600 + 20 * (beat + 1))
+    assert pulse.describe() == ""
+    look_until(960)
+    assert pulse.describe() == ""  # 160 s are less than ten times 20 s
+    look_until(1000)
+    assert "no sign of life for 3 min (until now one at least every 20 s)" in pulse.describe()
+    assert pulse.has_stopped
 
 
 def test_a_trainer_that_keeps_failing_is_given_up_with_its_error(tmp_path, table):

@@ -2,6 +2,7 @@
 
 import json
 import pickle  # noqa: TID251  (writes what is read here)
+import re
 import warnings
 from pathlib import Path
 
@@ -488,6 +489,28 @@ def test_a_codebook_that_does_not_fit_the_recipe_stops_before_anything_runs(labe
         assert code in (2, 3)
         assert message in errors
         assert not run.exists()
+
+
+def test_a_codebook_that_gives_every_frame_one_unit_stops_the_run_before_it_trains(labelled, tmp_path):
+    """One centroid at the frames, all others a million away: a codebook of features of another scale."""
+    _, data, recipe = labelled
+    far = 1e6 + np.random.default_rng(0).normal(size=(19, 39))
+    np.save(tmp_path / "km.npy", np.concatenate([np.zeros((1, 39)), far]).astype(np.float32))
+    codebook, run = tmp_path / "codebook.safetensors", tmp_path / "run"
+    facts = ["--kind", "mfcc", "--frame-rate", "100"]
+    assert hubert("codebook", "import", tmp_path / "km.npy", "--output", codebook, *facts)[0] == 0
+    options = ["--recipe", recipe, "--data", data, "--set", f'kmeans.codebook="{codebook}"']
+    for stage in ("manifest", "features", "kmeans"):
+        code, _, errors = hubert(stage, run, *(options if stage == "manifest" else []))
+        assert code == 0, errors
+    code, _, errors = hubert("units", run)
+    assert code == 3
+    for part in ("100.00% of the", "have the unit 0", "perplexity 1.00 of 20", "another scale", "max_majority_share"):
+        assert part in errors
+    assert hubert("train", run)[0] == 3
+    code, said, errors = hubert("units", run, "--set", "units.max_majority_share=1")
+    assert code == 0, errors
+    assert re.search(r"majority_share +1\n", said)
 
 
 def test_import_demands_the_facts_and_refuses_contradictions(tmp_path, estimator):

@@ -1,5 +1,8 @@
 """The codebook against scikit-learn, and Lloyd by torch and by dask-ml against each other."""
 
+import os
+import subprocess
+import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,6 +14,7 @@ from safetensors.torch import save_file
 from sklearn.cluster import KMeans
 
 from hubert.core.errors import DataError
+from hubert.core.paths import PROJECT
 from hubert.features.frames_file import frame_counts, read_frames
 from hubert.features.source import FeatureSource
 from hubert.settings.sections import KMeansSettings
@@ -246,6 +250,19 @@ def test_threads_are_no_more_than_slurm_gave(monkeypatch):
             assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == 2
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("given", "policy"), [(None, "PASSIVE"), ("active", "ACTIVE")])
+def test_a_command_lets_the_threads_of_its_libraries_sleep_while_they_wait_unless_the_user_says_otherwise(
+    given, policy
+):
+    """As the OpenMP library itself says when it is loaded."""
+    variables = {**os.environ, "OMP_DISPLAY_ENV": "TRUE"}
+    variables.pop("OMP_WAIT_POLICY", None)
+    variables |= {"OMP_WAIT_POLICY": given} if given else {}
+    command = [sys.executable, "-c", "import tasks.cli, torch"]
+    ended = subprocess.run(command, env=variables, capture_output=True, text=True, check=True, cwd=PROJECT)
+    assert f"OMP_WAIT_POLICY = '{policy}'" in ended.stderr
 
 
 def test_shards_are_counted_by_their_headers_and_read_in_part(frames, shards):

@@ -30,11 +30,11 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from filelock import FileLock
 from tqdm import tqdm
 
 from hubert.core.errors import ConfigError
 from hubert.core.files import atomic_write, read_json, remove, write_json
+from hubert.core.locks import acquire
 from hubert.data.demo.sentences import make_sentences
 from hubert.data.demo.speech import SAMPLE_RATE, Segments, record, speak
 from hubert.data.phones import SILENCE
@@ -154,7 +154,7 @@ def build_demo_corpus(
     if not (folder / "lock").exists():  # who works here holds it: then look at the folder when that one is done
         _refuse_other_things(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):
+    with acquire(folder / "lock"):
         _refuse_other_things(folder)
         if not _is_whole(folder, settings):
             _build(folder, settings, engine, num_workers)

@@ -3,9 +3,15 @@
 import contextlib
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 from argparse import Namespace
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
 
 from hubert.core.errors import ConfigError, TransientError
@@ -13,6 +19,9 @@ from tasks import cli
 from tasks.service import follow as following
 from tasks.service.follow import EXIT_CODES, INFO, follow, start_run
 from tasks.service.prefect_api import connect
+from tasks.service.settings import environment as service_environment
+from tests.support.servers import Forwarding, serving
+from tests.support.slurm_runs import wait_until
 from tests.support.toy import write_material
 from tools.ports import free_ports
 
@@ -53,6 +62,83 @@ def test_a_failed_run_says_why_once_and_where_to_look(service, tmp_path):
     assert "FileNotFoundError" in reasons[0]
     assert f"{service.settings.ui_url}/runs/flow-run/" in reasons[0]
     assert not any("Traceback" in line for line in said)
+
+
+def test_runs_above_the_limit_wait_for_their_turn_and_say_so(service, tmp_path, monkeypatch):
+    monkeypatch.setattr(following, "WAIT_SECONDS", 0.5)
+    settings, said = service.settings, []
+    with connect(settings.api_url) as api:
+        api.add_work_pool(settings.pool, 1)  # a pool keeps its limit
+        assert api.post("/work_pools/filter", {})[0]["concurrency_limit"] == settings.max_runs
+        api.add_work_pool(settings.pool, 1, chosen=True)
+        try:
+            first = start_run(api, "endless", "local", {"answer": str(tmp_path / "endless")})
+            wait_until((tmp_path / "endless").exists, "the first run")
+            second = start_run(api, "small", "local", {"answer": str(tmp_path / "small")})
+
+            def make_room(line: str) -> None:
+                said.append(line)
+                if "waits for its turn: 1 others are under way, and the service does 1 at once" in line:
+                    api.post(f"/flow_runs/{first}/set_state", {"state": {"type": "CANCELLING"}})
+
+            assert follow(settings.api_url, settings.ui_url, second, make_room, level=INFO)["type"] == "COMPLETED"
+        finally:
+            api.add_work_pool(settings.pool, settings.max_runs, chosen=True)
+    assert any("waits for its turn" in line for line in said)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+def test_a_run_whose_heartbeats_come_back_is_running_again_and_can_be_cancelled(service, tmp_path):
+    """SIGSTOP and SIGCONT of the flow, as a laptop that sleeps."""
+    answer = tmp_path / "endless"
+    with connect(service.settings.api_url) as api:
+        run_id = start_run(api, "endless", "local", {"answer": str(answer)})
+
+        def state() -> str:
+            return following.read_family(api, run_id)[0]["state"]["name"]
+
+        wait_until(answer.exists, "the run")
+        flow, *_ = json.loads(answer.read_text())
+        os.kill(flow, signal.SIGSTOP)
+        try:
+            wait_until(lambda: state() == "Lost", "the automation", seconds=400)
+        finally:
+            os.kill(flow, signal.SIGCONT)
+        wait_until(lambda: state() == "Running", "a heartbeat", seconds=120)
+        api.post(f"/flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}})
+        wait_until(lambda: state() == "Cancelled", "the cancellation", seconds=120)
+    assert not psutil.pid_exists(flow)
+
+
+class Failing(Forwarding):
+    """Forwards to Prefect, but answers 500 to the first few changes of a state."""
+
+    def forward(self) -> None:
+        if self.path.endswith("/set_state") and self.server.failures:
+            self.server.failures -= 1
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer(500, b'{"exception_message": "database is locked"}')
+        else:
+            super().forward()
+
+    do_GET = do_POST = do_PATCH = forward  # noqa: N815
+
+
+def test_a_prefect_server_that_answers_500_for_a_while_does_not_end_a_flow(service):
+    """Run with what the service gives to its flows, and without the setting, with which it dies."""
+    code = "from prefect import flow; flow(lambda: print('it ran'), name='plain')()"
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Failing)
+    server.target = service.settings.prefect_url
+    address = f"http://127.0.0.1:{server.server_address[1]}/api"
+    variables = {**os.environ, **service_environment(service.settings), "PREFECT_API_URL": address}
+    with serving(server):
+        for codes, works in ((variables["PREFECT_CLIENT_RETRY_EXTRA_CODES"], True), ("", False)):
+            server.failures = 3
+            variables["PREFECT_CLIENT_RETRY_EXTRA_CODES"] = codes
+            command = [sys.executable, "-c", code]
+            ended = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=200)
+            assert (ended.returncode == 0) is works, ended.stderr
 
 
 def test_the_exit_code_says_how_a_run_ended(service):

@@ -87,6 +87,15 @@ def test_memory_may_be_all_of_a_nodes_or_the_sites_default(memory, options, limi
     assert words[words.index("--memory-limit") + 1] == limit
 
 
+def test_memory_is_asked_for_in_one_way(slurm):
+    """Slurm itself refuses both."""
+    per_cpu = {"directives": ["--mem-per-cpu=100M"], "cpus": 1}
+    with pytest.raises(ValueError, match=r"memory is '16G' and directives has '--mem-per-cpu=100M'"):
+        Resources(**per_cpu)
+    assert "mem" in commands.refusal([*commands.job_options(Resources(cpus=1, memory="100M")), "--mem-per-cpu=100M"])
+    assert commands.refusal(commands.job_options(Resources(**per_cpu, memory="", walltime="00:05:00"))) == ""
+
+
 @pytest.mark.parametrize(
     "said",
     [

@@ -23,7 +23,8 @@ from hubert.training.launch import Event, job_ids, slurm_jobs, unfinished_job
 from hubert.training.stage import TrainStage, train_until_done
 from tasks.slurm import commands
 from tasks.slurm.settings import SlurmSettings
-from tasks.slurm.training import SlurmLauncher, comment, write_jobs
+from tasks.slurm.training import SlurmLauncher, write_jobs
+from tasks.slurm.training_job import comment
 from tests.support.corpus import NUM_UNITS
 from tests.support.training import SETTINGS, job_of, metrics_of, train, write_table
 from tools.given_stages import labels_in
@@ -318,6 +319,18 @@ def test_a_detached_training_is_told_to_stop_goes_on_and_can_be_cancelled(undist
     with pytest.raises(TrainingCancelled, match="scancelled by a person"):
         train_disturbed(other, lambda job_id: commands.run(["scancel", job_id]), detached=True)
     wait_for(lambda: slurm.jobs() == [])
+
+
+def test_a_node_on_which_the_trainer_never_starts_is_left_out_by_the_next_jobs(tmp_path, table, slurm):
+    """The prologue fails on the node that Slurm chooses first."""
+    stage = stage_of(tmp_path, table)
+    events: list[Event] = []
+    one = {"nodes": 1, "prologue": ['[ "$SLURMD_NODENAME" != n1 ] || exit 3']}
+    train_until_done(stage, events.append, launcher=launcher_of(**one))
+    jobs = slurm_jobs(stage.folder)
+    assert [job["node"] == "n1" for job in jobs] == [True, True, False]
+    assert [job["started"] for job in jobs] == [False, False, True]
+    assert any("it keeps off n1, where jobs ended at once" in event.text for event in events if event.kind == "state")
 
 
 SLOW_PYTHON = """#!{python}

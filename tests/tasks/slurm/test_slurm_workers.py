@@ -3,6 +3,7 @@
 import os
 import shlex
 import signal
+import subprocess
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,12 +12,14 @@ import dask
 import psutil
 import pytest
 import yaml
+from distributed.security import Security
 
 from hubert.core.files import read_json
 from tasks.clusters.runner import cancel_jobs
 from tasks.clusters.settings import read_cluster
 from tasks.service.settings import environment as service_environment
 from tasks.slurm import commands
+from tasks.slurm.certificates import clock_problem, temporary_security
 from tasks.slurm.settings import WorkerSection
 from tasks.slurm.worker_gpu import choose
 from tasks.slurm.worker_job import CONFIG_NAME, WorkerJob, job_arguments
@@ -222,6 +225,40 @@ def test_workers_that_cannot_start_end_the_flow_with_the_end_of_their_log_and_no
     assert slurm.num_jobs() - before == 3
     assert set(task_runs(environment, run.run_id).values()) <= {"Crashed", "Failed", "Completed"}
     slurm.wait_until_empty()
+
+
+def test_a_node_on_which_every_job_ends_at_once_is_left_out_and_the_others_do_the_work(environment, slurm, tmp_path):
+    """The prologue fails on the node that Slurm chooses first, which is idle again at once: it would take job after job."""
+    failing = {"jobs": 1, "max_jobs": 1, "prologue": ['[ "$SLURMD_NODENAME" != n1 ] || exit 3']}
+    with GatedRun(tmp_path, environment, **failing) as run:
+        run.wait_until(run.at_work)
+        (job,) = commands.find_jobs(comment=f"hubert {run.run_id} ")
+        assert job.nodes != "n1"
+        assert (
+            "2 jobs in a row ended on node n1 before a worker answered; further jobs keep off it" in run.log.read_text()
+        )
+        run.end()
+        slurm.wait_until_empty()
+
+
+def test_certificates_are_good_on_a_node_whose_clock_is_behind_and_a_clock_that_is_too_far_off_is_named(tmp_path):
+    """OpenSSL itself judges them, at the time that such a node believes it is."""
+
+    def verdict(security: Security, seconds: float) -> str:
+        path = tmp_path / "certificate.pem"
+        path.write_text(security.tls_worker_cert)
+        at = str(int(time.time() + seconds))
+        command = ["openssl", "verify", "-attime", at, "-CAfile", str(path), str(path)]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        return ended.stdout.partition(": ")[2].strip() or ended.stderr
+
+    made = temporary_security()
+    assert [verdict(made, seconds) for seconds in (-23 * 3600, -240, 0, 3600)] == ["OK"] * 4
+    assert "not yet valid" in verdict(Security.temporary(), -240)
+    assert "behind this machine's" in clock_problem(verdict(made, -25 * 3600))
+    assert "ahead of this machine's" in clock_problem(verdict(made, 400 * 24 * 3600))
+    assert clock_problem("connection refused") == ""
+    assert made.get_tls_config_for_role("worker")["key"] == made.get_tls_config_for_role("client")["key"]
 
 
 @pytest.mark.faults

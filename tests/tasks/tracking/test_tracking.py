@@ -1,17 +1,19 @@
 """What MLflow gets: every point and every checkpoint once, whatever happens to the server, and never two curves in one run."""
 
+import contextlib
+import math
+import socket
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
-import httpx
 import mlflow
 import pytest
 
 from hubert.model.weights import weights_digest
 from tasks.tracking.mirror import Tracker
 from tests.support.offered import METRICS, stage_of, write_metrics, write_offered
-from tests.support.servers import serving
+from tests.support.servers import Forwarding, serving
 from tools.ports import free_ports
 
 CURVE = {step: 5 - step / 100 for step in range(2, 25, 2)}
@@ -55,28 +57,15 @@ def expected(curve):
     return dict.fromkeys(METRICS, sorted(curve.items()))
 
 
-class Cutting(BaseHTTPRequestHandler):
+class Cutting(Forwarding):
     """Forwards requests to MLflow; those past the server's `budget` reach it too, but their answers are lost."""
 
-    def forward(self) -> None:
-        server = self.server
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) or None
-        headers = {"Content-Type": self.headers.get("Content-Type") or "application/json"}
-        answer = httpx.request(self.command, f"{server.target}{self.path}", content=body, headers=headers)
-        server.budget -= 1
-        if server.budget < 0:
+    def answer(self, status: int, content: bytes) -> None:
+        self.server.budget -= 1
+        if self.server.budget < 0:
             self.close_connection = True
-            return
-        self.send_response(answer.status_code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(answer.content)))
-        self.end_headers()
-        self.wfile.write(answer.content)
-
-    do_GET = do_POST = do_PATCH = forward  # noqa: N815  (the base class calls them so)
-
-    def log_message(self, *_) -> None:
-        pass
+        else:
+            super().answer(status, content)
 
 
 def test_a_stopped_server_costs_no_waiting_and_afterwards_everything_is_there_once(client, tmp_path, monkeypatch):
@@ -89,11 +78,45 @@ def test_a_stopped_server_costs_no_waiting_and_afterwards_everything_is_there_on
         assert tracker.mirror() is False
         assert tracker.behind
     use(monkeypatch, client.tracking_uri)
-    assert tracker.mirror()
+    assert tracker.mirror() is False  # left alone for a while
+    assert tracker.mirror(at_once=True)
     write_metrics(offered.stage, CURVE)
     assert tracker.mirror()
     assert tracker_of(offered).mirror()  # of another process
     assert curves_of(client, tracker) == {"it1/train": expected(CURVE)}
+
+
+def test_a_server_that_hangs_is_asked_once_and_then_left_alone(client, tmp_path, monkeypatch):
+    """It takes connections and never answers: each request costs the whole of MLflow's time limit."""
+    offered = write_offered(tmp_path / "run")
+    tracker = tracker_of(offered)
+    with monkeypatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as hanging:
+        patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+        use(patch, f"http://127.0.0.1:{hanging.getsockname()[1]}")
+        for _ in range(50):
+            assert tracker.mirror() is False
+        hanging.setblocking(False)
+        callers = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                callers.append(hanging.accept()[0])
+        for caller in callers:
+            caller.close()
+    assert len(callers) == 1
+    use(monkeypatch, client.tracking_uri)
+    assert tracker.mirror(at_once=True)
+    assert curves_of(client, tracker)["it1/train"]["loss"]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_loss_that_is_not_finite_starts_no_second_curve_when_the_flow_starts_again(value, client, tmp_path):
+    """MLflow keeps the largest number in the place of infinity."""
+    offered = write_offered(tmp_path / "run")
+    write_metrics(offered.stage, {2: 5.0, 4: value, 6: 4.0})
+    first = tracker_of(offered)
+    assert first.mirror()
+    assert tracker_of(offered).mirror()
+    assert list(curves_of(client, first)) == ["it1/train"]
 
 
 def test_an_answer_that_is_lost_at_any_request_leaves_no_gap_and_no_duplicate(client, tmp_path, monkeypatch, service):
