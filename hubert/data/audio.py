@@ -281,8 +281,11 @@ class _ResamplingDecoder(_Decoder):
 
 
 def _preroll(sound: Sound) -> int:
-    """Return the seconds that are decoded before a crop."""
-    return PREROLL_SECONDS.get(sound.format, 0) if sound.can_seek else WHOLE
+    """Return the seconds that are decoded before a crop. DWVW, which only AIFF has, claims that it can be sought."""
+    container = sound.format
+    if not sound.can_seek or (container == "AIFF" and sound.subtype.startswith("DWVW")):
+        return WHOLE
+    return PREROLL_SECONDS.get(container, 0)
 
 
 def _decode_all(ref: AudioRef, sound: Sound) -> None:

@@ -122,8 +122,8 @@ class Sound(soundfile.SoundFile):
 
     @property
     def can_seek(self) -> bool:
-        """Whether `seek` works: not in telephone codecs (GSM 6.10, G.721, NMS), nor in DWVW, which only claims it."""
-        return bool(super().seekable()) and not self.subtype.startswith("DWVW")
+        """Whether libsndfile says that `seek` works: not in telephone codecs (GSM 6.10, G.721, NMS)."""
+        return bool(super().seekable())
 
 
 @contextmanager
