@@ -4,7 +4,7 @@ import datetime as dt
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from distributed.security import Security
 
 BEHIND = dt.timedelta(days=1)  # how far a node's clock may be behind this machine's
@@ -19,9 +19,9 @@ def temporary_security() -> Security:
     """Return new certificates that exist only in memory, as Dask's own, but valid from a day before now."""
     made = Security.temporary()
     key = serialization.load_pem_private_key(made.tls_client_key.encode(), password=None)
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
+    if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
         raise TypeError(
-            f"expected the elliptic-curve key that distributed makes, found {type(key).__name__}; another version?"
+            f"expected the RSA or elliptic-curve key that distributed makes, found {type(key).__name__}; another version?"
         )
     issued = x509.load_pem_x509_certificate(made.tls_ca_file.encode())
     builder = x509.CertificateBuilder(
