@@ -63,6 +63,28 @@ def test_every_file_that_the_readme_names_exists():
         assert (PROJECT / link).exists(), link
 
 
+def test_the_readmes_tree_names_every_module_once():
+    """A reader finds a module by its package's line, and no line names what is gone."""
+    (tree,) = re.findall(r"```\n(flows/ .*?)```", (PROJECT / "README.md").read_text(), flags=re.DOTALL)
+    named: list[str] = []
+    package: list[str] = []
+    for line in tree.splitlines():
+        depth, text = (len(line) - len(line.lstrip())) // 2, line.split()
+        if depth >= 9:  # the modules of the package above
+            named += ["/".join([*package, name]) for name in text]
+        elif text[0].endswith("/"):
+            package = [*package[:depth], text[0].rstrip("/")]
+        else:
+            named.append("/".join([*package[:depth], text[0]]))
+    found = [
+        path.relative_to(PROJECT).with_suffix("")
+        for top in ("hubert", "tasks")
+        for path in (PROJECT / top).rglob("*.py")
+        if path.stem not in ("__init__", "__main__")
+    ]
+    assert sorted(named) == sorted(str(path) for path in found)
+
+
 # "Use a HuBERT": every example, with small models in the place of large ones and servers of our own in that of others --
 
 
