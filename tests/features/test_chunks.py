@@ -378,7 +378,14 @@ def test_every_representation_of_a_long_file_comes_in_pieces_that_fit_together(t
     )
     rows.write_parquet(tmp_path / "manifest.parquet")
     scored = {"path": source.checkpoint, "sha256": source.sha256, "num_layers": 2, "step": 1}
-    stage = ABXStage(tmp_path, tmp_path / "manifest.parquet", "m", tmp_path / "x", [scored], ABXSettings(), features)
+    stage = ABXStage(
+        parent=tmp_path,
+        manifest=manifest_in(tmp_path / "manifest.parquet"),
+        item=tmp_path / "x.item",
+        checkpoints=[scored],
+        abx=ABXSettings(),
+        features=features,
+    )
     folders = stage._write_representations(rows, source, tmp_path / "abx")
     for layer in range(3):
         stored = FeatureFolder(folders[layer])

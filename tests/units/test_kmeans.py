@@ -165,9 +165,10 @@ def test_the_codebook_by_dask_is_the_same_stage_by_another_way(shards, tmp_path)
     from tasks.kmeans import with_dask
 
     torch_settings, dask_settings = (KMeansSettings(num_units=5, backend=name) for name in ("torch", "dask"))
-    stage = KMeansStage(tmp_path, shards, "key", FeatureSource(), torch_settings)
+    sample = frames_in(shards, FeatureSource())
+    stage = KMeansStage(parent=tmp_path, sample=sample, kmeans=torch_settings)
     assert with_dask(stage, AssertionError) is stage
-    asked = KMeansStage(tmp_path, shards, "key", FeatureSource(), dask_settings)
+    asked = KMeansStage(parent=tmp_path, sample=sample, kmeans=dask_settings)
     by_dask = deserialize(*serialize(with_dask(asked, AssertionError)))
     assert (by_dask.key, by_dask.folder) == (asked.key, asked.folder)
     assert by_dask.run()["num_units"] == 5
