@@ -12,6 +12,7 @@ from hubert.evaluation.checkpoints import (
     SERVICE,
     LayerScores,
     Pick,
+    build_checkpoints,
     find_run_checkpoint,
     pick_of,
     read_checkpoints,
@@ -21,7 +22,6 @@ from hubert.evaluation.columns import CHECKPOINT, LAYER_SCORES, describe, write_
 from hubert.report.facts.collect import iteration_row, layer_table
 from hubert.report.stage_summary import summarise_stage
 from hubert.runs.options import RunOptions
-from hubert.runs.pipeline import Iteration
 from hubert.runs.resolve import choose_source
 from hubert.settings.recipe import IterationSettings
 from hubert.settings.sections import FeatureSettings
@@ -150,9 +150,8 @@ def test_where_half_of_the_items_choose_every_place_shows_the_abx_of_the_other_h
         abx=SimpleNamespace(name="abx", figures=lambda: abx),
         quality=None,
         validate=SimpleNamespace(figures=lambda: validation),
-        outcome=lambda: outcome,
     )
-    (checkpoint,) = Iteration.checkpoints(iteration)
+    (checkpoint,) = build_checkpoints(outcome, [best], rows, [])
     assert checkpoint.layer == 2
 
     layers = layer_table(abx, {}, outcome)

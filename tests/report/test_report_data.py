@@ -18,6 +18,7 @@ from hubert.report.model_card import write_card
 from hubert.report.report_data import ReportData, find_report
 from hubert.report.stage import ReportStage, summarise_run
 from hubert.report.stage_summary import summarise_stage
+from hubert.runs.resolved import Resolved
 from hubert.settings.model import SIZES
 
 FILES = json.loads((PROJECT / "tests" / "golden" / "older_run.json").read_text())
@@ -89,8 +90,9 @@ def test_the_page_of_a_run_shows_an_older_report(older):
 
 def test_the_card_of_a_model_shows_an_older_report(older, tmp_path):
     _, data = find_report(older, 1)
+    resolved = Resolved.of(data.resolved, older.root).model_dump(mode="json")
     write_card(
-        tmp_path, SIZES["tiny"], "hubert-flows", name="demo", outcome=data.outcome, report=data, resolved=data.resolved
+        tmp_path, SIZES["tiny"], "hubert-flows", name="demo", outcome=data.outcome, report=data, resolved=resolved
     )
     card = (tmp_path / "README.md").read_text()
     assert "| validation loss (nats) | 3.963 |" in card
