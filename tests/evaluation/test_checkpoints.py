@@ -151,6 +151,7 @@ def test_where_half_of_the_items_choose_every_place_shows_the_abx_of_the_other_h
         quality=None,
         validate=SimpleNamespace(figures=lambda: validation),
         outcome=lambda: outcome,
+        _here=dict,  # the run was not moved
     )
     (checkpoint,) = Iteration.checkpoints(iteration)
     assert checkpoint.layer == 2
