@@ -17,7 +17,7 @@ from hubert.model.formats.export import shortcut
 from hubert.report.pages import recipe_as_toml
 from hubert.report.report_data import ReportData
 from hubert.settings.model import ModelConfig
-from hubert.settings.recipe import IterationSettings
+from hubert.settings.recipe import settled_settings
 
 _LICENSE = (
     "Not stated. Who publishes this model has to say it: add `license:` to the first lines of this file, and look at the "
@@ -82,7 +82,7 @@ def _introduction(config: ModelConfig, *, is_ours: bool) -> str:
 
 def _reads_before_residual(resolved: Mapping[str, Any] | None) -> bool:
     """Return whether the run scored and clusters layers before their residual sum, which other programs do not give."""
-    return resolved is not None and IterationSettings.model_validate(resolved["settings"]).features.before_residual
+    return resolved is not None and settled_settings(resolved).features.before_residual
 
 
 def _usage(config: ModelConfig, format: str, outcome: Outcome | None, *, before_residual: bool) -> str:  # noqa: A002

@@ -17,7 +17,7 @@ from hubert.report.conclusions import Kind
 from hubert.report.facts.example import Example, best_phones
 from hubert.report.report_data import ComparisonRow, ReportData, StageRow
 from hubert.settings.model import build_config
-from hubert.settings.recipe import IterationSettings, Recipe
+from hubert.settings.recipe import IterationSettings, Recipe, settled_settings
 from hubert.settings.sections import affects
 
 Statements = Sequence[tuple[Kind, str]]
@@ -46,7 +46,7 @@ def iteration_page(
     from hubert.report.plots.curves import draw_iteration  # matplotlib takes a second to import
 
     resolved, number = data.resolved, data.iteration
-    settings = IterationSettings.model_validate(resolved["settings"])
+    settings = settled_settings(resolved)
     return _render(
         "report.html.j2",
         data=data,

@@ -8,12 +8,12 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError, field_serializer, model_validator
 
-from hubert.core.errors import DataError
+from hubert.core.errors import ConfigError, DataError
 from hubert.core.files import atomic_write, seal, unseal, write_record
 from hubert.core.paths import RunFolder
 from hubert.evaluation.checkpoints import SERVICE
 from hubert.features.source import FeatureSource
-from hubert.settings.recipe import IterationSettings, Recipe
+from hubert.settings.recipe import IterationSettings, Recipe, settled_settings
 from hubert.settings.sections import Section, explain
 from hubert.training.init import InitialWeights
 from hubert.units.codebook import GivenCodebook
@@ -48,9 +48,7 @@ class Resolved(Section):
         if not isinstance(content, Mapping):
             return content
         content = {**content, "init": content.get("init") or None, "codebook": content.get("codebook") or None}
-        if "settings" not in content and {"recipe", "number"} <= content.keys():
-            content["settings"] = Recipe.model_validate(content["recipe"]).iteration(content["number"])
-        return content
+        return content | {"settings": settled_settings(content)}
 
     @field_serializer("settings")
     def _differing(self, settings: IterationSettings) -> dict[str, Any]:
@@ -91,8 +89,9 @@ class Resolved(Section):
         """
         try:
             return cls.model_validate(relocate(content, root))
-        except (ValidationError, KeyError, TypeError) as error:
-            reason = explain(error) if isinstance(error, ValidationError) else f"no {error}"
+        except (ValidationError, ConfigError, KeyError, TypeError) as error:
+            reason = explain(error) if isinstance(error, ValidationError) else str(error)
+            reason = f"no {error}" if isinstance(error, KeyError) else reason
             raise DataError(
                 f"the settings of an iteration in {root} cannot be read ({reason}). Likely cause: another version wrote them. "
                 f"{SAY_AGAIN}"

@@ -106,6 +106,17 @@ class Recipe(Section):
                 )
 
 
+def settled_settings(resolved: Mapping[str, Any]) -> IterationSettings:
+    """Return the merged settings of an iteration from what was written down of it; older versions wrote the recipe alone.
+
+    Args:
+        resolved: content of `resolved.toml`, or what a report says of it.
+    """
+    if "settings" in resolved:
+        return IterationSettings.model_validate(resolved["settings"])
+    return Recipe.model_validate(resolved["recipe"]).iteration(resolved["number"])
+
+
 def _at(tables: tuple[dict[str, dict[str, Any]], ...], number: int) -> dict[str, dict[str, Any]]:
     return tables[min(number, len(tables)) - 1] if tables else {}
 

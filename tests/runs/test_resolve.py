@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hubert.core.errors import ConfigError
+from hubert.core.errors import ConfigError, DataError
 from hubert.core.paths import RunFolder, demo_corpus_folder
 from hubert.runs.options import RunOptions, read_request
 from hubert.runs.resolve import resolve, settle
@@ -92,3 +92,14 @@ def test_a_person_is_not_asked_for_a_teacher_before_recipe_and_data_are_known_to
         options = {"recipe": material[0], "data": material[1], **wrong}
         with pytest.raises(ConfigError):
             resolve(RunOptions(str(tmp_path / "run"), **options), choose_teacher=ask)
+
+
+def test_a_recipe_with_a_setting_that_this_version_does_not_know_is_an_error_of_the_run_not_of_the_program(
+    material, tmp_path
+):
+    recipe, data = material
+    content = settle(RunOptions(str(tmp_path / "run"), recipe=recipe, data=data)).model_dump(mode="json")
+    del content["settings"]  # as older versions wrote it
+    content["recipe"]["sections"]["train"]["gone"] = 1
+    with pytest.raises(DataError, match=r"train\.gone.*another version wrote them"):
+        Resolved.of(content, tmp_path / "run")
