@@ -27,6 +27,7 @@ from torch import nn
 from hubert.core.errors import DataError, TransientError
 from hubert.core.files import atomic_write, link, read_json, remove, seal, storing, write_record
 from hubert.core.hashing import file_digest
+from hubert.core.outputs import sha256, time_ns
 
 CONFIG = "config.json"
 MODEL = "model.safetensors"
@@ -90,7 +91,7 @@ def write_checkpoint(
     size = _bytes_of(state) + _bytes_of(model.state_dict() if isinstance(model, nn.Module) else {})
     before = [other for other in find_written(folder) if other < step]
     kept = next((found for found in list_checkpoints(folder, lambda _: None) if found.step == step), None)
-    if kept is not None and find_changed_file(kept) is not None:
+    if kept is not None and find_changed_file(kept) not in {None, STATE}:
         kept = None
     with atomic_write(path, size=size) as temporary:
         temporary.mkdir()
@@ -183,8 +184,8 @@ def mend(folder: Path, say: Say = print) -> None:
             say(f"{path / CONFIG} was damaged or gone, and is made again")
 
 
-def _has(path: Path, sha256: str) -> bool:
-    return path.exists() and file_digest(path) == sha256
+def _has(path: Path, wanted: str) -> bool:
+    return path.exists() and sha256(path) == wanted
 
 
 def find_latest(folder: Path, say: Say = print, *, before: int | None = None) -> Checkpoint | None:
@@ -289,7 +290,8 @@ def _bytes_of(content: object) -> int:
 def _check_files(path: Path) -> tuple[str, dict[str, Any], bool]:
     """Return what is wrong with a checkpoint's files (empty if nothing), what they should be, and whether it is interim.
 
-    Of the large files the sizes are compared, `config.json` is hashed.
+    Sizes are compared. `config.json` is hashed, and the weights are if they were written to after their record. The optimizer's
+    state does not count: without it a checkpoint is complete.
     """
     content = read_json(path / RECORD)
     if content is None or MODEL not in content.get("files", {}):
@@ -298,11 +300,14 @@ def _check_files(path: Path) -> tuple[str, dict[str, Any], bool]:
     interim = bool(content.get("interim"))
     for name, file in files.items():
         size = (path / name).stat().st_size if (path / name).exists() else None
-        if size != file["bytes"] and not (size is None and name == STATE):
+        if name == STATE:
+            continue
+        if size != file["bytes"]:
             problem = (
                 f"{name} has {size} bytes instead of {file['bytes']}" if size is not None else f"{name} is missing"
             )
             return problem, files, interim
-    if CONFIG in files and not _has(path / CONFIG, files[CONFIG]["sha256"]):
-        return f"the content of {CONFIG} is not what was written", files, interim
+        is_suspect = name == CONFIG or time_ns(path / name) > time_ns(path / RECORD)
+        if is_suspect and sha256(path / name) != file["sha256"]:
+            return f"the content of {name} is not what was written", files, interim
     return "", files, interim
