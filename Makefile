@@ -2,7 +2,7 @@
 
 PYTHON_RUN = .venv/bin/python
 # Three processes for two cores: one of them waits for a server most of the time.
-PARALLEL = -n 3 --dist loadgroup --no-loadscope-reorder
+PARALLEL = -n 3 --dist loadscope --no-loadscope-reorder
 
 setup:  ## create .venv with the locked versions
 	@tools/setup

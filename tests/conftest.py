@@ -29,19 +29,36 @@ if IN_WORKER:  # read by torch, NumPy and polars when they are imported: the pro
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"), "1"))
 
 
+ON_THE_SMALL_RUN = {
+    "test_flows.py",
+    "test_watch.py",
+}  # files whose tests use `small_run`: it is made once, in one process
 SLOW = {"service", "slurm", "small_run", "finished", "undisturbed"}  # fixtures that start servers or train
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process, for its fixtures, and those of the small run, which take longest: first."""
+    """Mark what starts servers or trains, and let the tests of the small run, which take longest, come first."""
     for item in items:
-        group = "small_run" if "small_run" in item.fixturenames else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
         if SLOW.intersection(item.fixturenames):
             item.add_marker(pytest.mark.slow)
     if IN_WORKER:
-        items.sort(key=lambda item: "small_run" not in item.fixturenames)
+        items.sort(key=lambda item: item.path.name not in ON_THE_SMALL_RUN)
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep the tests of a file in one process, for its fixtures, and all files that use the small run in one.
+
+    pytest-xdist's own groups go by marks, which it cannot hand over since pytest 9.2: each test would be a group.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "the small run" if Path(file).name in ON_THE_SMALL_RUN else file
+
+    return ByFile(config, log)
 
 
 def shared_folder(config: pytest.Config) -> Path:
