@@ -28,6 +28,9 @@ class Ended(RunningTrainer):
     def stop(self, *, timeout: float = 0) -> None:
         """It has ended."""
 
+    def kill(self) -> None:
+        """It has ended."""
+
     def end(self, code: Exit | None) -> tuple[End, str]:
         return judge(PROCESS, code), ""
 
