@@ -39,7 +39,7 @@ SAY_SECONDS = 300.0  # between two equal lines about it
 
 
 def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Say whether another try can end differently: never for wrong settings or data, a diverged or a cancelled training."""
+    """Return True if another try can end differently: never for wrong settings or data, a diverged or a cancelled training."""
     error = state.result(raise_on_failure=False)
     return not isinstance(error, ConfigError | DataError | TrainingCancelled | TrainingDiverged)
 

@@ -1,4 +1,4 @@
-"""Who chooses the teacher of an iteration: the service by measurements, or a person, in MLflow or in a form of Prefect.
+"""The choice of an iteration's teacher: the service by measurements, or a person, in MLflow or in a form of Prefect.
 
 Settled once, when the iteration starts, in this order: the `teacher` of the run form; what a person answered (`choose:
 ask`); the version that a person gave the alias `teacher` in MLflow; the outcome of the iteration before.

@@ -235,7 +235,7 @@ def stop_trainings(flow: Any, flow_run: Any, state: Any) -> None:  # noqa: ARG00
 
 
 def find_trainers(folder: RunFolder, say: Callable[[str], object] = print) -> Iterator[RunningTrainer]:
-    """Give the live trainers of a run, wherever they run and whoever started them; `say` hears that Slurm is silent.
+    """Return the live trainers of a run, wherever they run; `say` is called if Slurm does not answer.
 
     Raises:
         ConfigError: a training has a job, and Slurm's commands are not on this machine.

@@ -317,7 +317,7 @@ class VirtualSlurm:
         return [process for process in psutil.process_iter() if self._is_of_job(process, node)]
 
     def _is_of_job(self, process: psutil.Process, node: str) -> bool:
-        """Say so by SLURM_CONF and SLURMD_NODENAME, which programs inherit; a slurmstepd has its node's log open."""
+        """Recognise it by SLURM_CONF and SLURMD_NODENAME, which programs inherit; a slurmstepd has its node's log open."""
         try:
             if process.name() == "slurmstepd":
                 return any(file.path.startswith(f"{self.folder}/slurmd-{node}") for file in process.open_files())

@@ -215,7 +215,7 @@ def run_stage(args: argparse.Namespace) -> None:
 
 
 def is_whole_run(args: argparse.Namespace) -> bool:
-    """Say whether a command names a run and nothing else, neither an iteration nor a setting."""
+    """Return True if a command names a run and nothing else, neither an iteration nor a setting."""
     others = (args.recipe, args.data, args.teacher, args.set, args.extend)
     return args.iteration is None and args.layer is None and not any(others)
 

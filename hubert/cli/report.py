@@ -63,7 +63,7 @@ def _choose_if_possible(folder: RunFolder, number: int) -> None:
 
 
 def describe_missing(rebuilt: Rebuilt, number: int) -> str:
-    """Say in a line what an iteration lacks."""
+    """Return a line on what an iteration lacks."""
     missing = [
         f"{stage.name} ({stage.detail or stage.state})" for stage in rebuilt.missing[number] if stage.state != "done"
     ]

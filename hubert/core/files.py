@@ -76,7 +76,7 @@ def link(source: Path, target: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Ask the system to put a file or folder on disk."""
+    """Make the system put a file or folder on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -62,7 +62,7 @@ def size(path: Path) -> int:
 
 
 def all_there(folder: Path, outputs: Mapping[str, int]) -> bool:
-    """Say whether every output is in the folder with its size."""
+    """Return True if every output is in the folder with its size."""
     try:
         return all(size(folder / name) == wanted and (folder / name).exists() for name, wanted in outputs.items())
     except FileNotFoundError:
@@ -155,7 +155,7 @@ def prune_outputs(folder: Path, names: Iterable[str]) -> int:
 
 
 def is_of(name: str, outputs: Collection[str]) -> bool:
-    """Say whether a file is one of some outputs, or lies in one that is a folder."""
+    """Return True if a file is one of some outputs, or lies in one that is a folder."""
     return name in outputs or any(str(parent) in outputs for parent in PurePosixPath(name).parents)
 
 

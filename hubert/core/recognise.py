@@ -41,7 +41,7 @@ _BINARY = {
 
 
 def recognise(path: Path, *, may_be_compressed: bool = False) -> str:
-    """Say what a file is, if that explains why it cannot be read.
+    """Return what a file is, if that explains why it cannot be read.
 
     Args:
         path: of the file.
@@ -60,7 +60,7 @@ def recognise(path: Path, *, may_be_compressed: bool = False) -> str:
 
 
 def recognise_stub(path: Path) -> str:
-    """Say what stands for a file that was not fetched: a pointer of git-lfs, a web page of an error, an empty file.
+    """Return what stands for a file that was not fetched: a pointer of git-lfs, a web page of an error, an empty file.
 
     Returns:
         A description that follows "it is", ending in ". Fix: " and what to do; empty for every other file.
@@ -83,7 +83,7 @@ def refuse_stub(path: Path) -> None:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Say whether a file begins as a safetensors file does: the length of a header, and a JSON object."""
+    """Return True if a file begins as a safetensors file does: the length of a header, and a JSON object."""
     with path.open("rb") as file:
         return _has_safetensors_header(file.read(_START))
 
@@ -120,7 +120,7 @@ def _stub(path: Path, start: bytes) -> str:
 
 
 def _archive(path: Path, start: bytes) -> str:
-    """Say that a file is an archive; a zip that `torch.save` wrote is none."""
+    """Return that a file is an archive; a zip that `torch.save` wrote is none."""
     kinds: list[tuple[str, bool, Callable[[], list[str]]]] = [
         ("zip", start.startswith(b"PK\x03\x04"), lambda: zipfile.ZipFile(path).namelist()),
         ("tar", tarfile.is_tarfile(path), lambda: tarfile.open(path).getnames()),  # noqa: SIM115  (read at once)

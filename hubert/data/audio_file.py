@@ -209,7 +209,7 @@ def _open_member(ref: AudioRef) -> FileSlice:
 
 
 def _diagnosis(ref: AudioRef, error: soundfile.LibsndfileError, *, opened: bool) -> DataError | TransientError:
-    """Say what is behind an error of libsndfile, which names a missing file and a bad disk alike."""
+    """Return what is behind an error of libsndfile, which names a missing file and a bad disk alike."""
     detail = error.error_string.rstrip(".")
     if opened and error.code == SYSTEM_ERROR:
         return TransientError(f"{ref.fileid!r}: reading {location(ref)} failed ({detail}); the disk may recover")
@@ -234,7 +234,7 @@ def _diagnosis(ref: AudioRef, error: soundfile.LibsndfileError, *, opened: bool)
 
 
 def is_permanent(error: OSError) -> bool:
-    """Say whether a failed call tells about the file (not there, not ours, a link to itself), not about the disk."""
+    """Return True if a failed call tells about the file (not there, not ours, a link to itself), not about the disk."""
     return isinstance(
         error, (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
     ) or error.errno in {errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO}

@@ -87,7 +87,7 @@ class FeatureExtractor:
         return 1.0 if self.source.is_mfcc else MAX_PADDING
 
     def is_long(self, num_samples: int) -> bool:
-        """Say whether a file goes through in chunks."""
+        """Return True if a file goes through in chunks."""
         return num_samples > (MFCC_CHUNK if self.source.is_mfcc else self.chunks.max_samples)
 
     def long_file(self, ref: AudioRef, *, resample: bool) -> Iterator[tuple[int, Tensor]]:

@@ -145,7 +145,7 @@ def metrics_of(folder: RunFolder, number: int, data: ReportData) -> Path:
 
 
 def is_summarised(folder: RunFolder) -> bool:
-    """Say whether the page of the whole run is there and newer than what it shows."""
+    """Return True if the page of the whole run is there and newer than what it shows."""
     if not folder.report.exists():
         return False
     shown = [folder.outcome(number) for number in folder.iterations()]

@@ -129,7 +129,7 @@ def _remove_stage(path: Path) -> int:
 
 
 def is_busy(path: Path) -> bool:
-    """Say whether a process, or perhaps a Slurm job, works in a stage's folder."""
+    """Return True if a process, or perhaps a Slurm job, works in a stage's folder."""
     return find_holder(path) is not None or find_running(path) is not None or bool(unfinished_job(path))
 
 

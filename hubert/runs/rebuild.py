@@ -167,7 +167,7 @@ def _without_notes(folder: RunFolder, number: int, outcome: Outcome | None) -> d
 
 
 def is_whole(stages: Mapping[str, Path]) -> bool:
-    """Say whether every stage that a report needs is finished. ABX and quality are there if the recipe has them."""
+    """Return True if every stage that a report needs is finished. ABX and quality are there if the recipe has them."""
     needed = {name for name in EVALUATED if not STAGES[name].setting} | {*stages}
     return all(name in stages and (stages[name] / "done.json").exists() for name in needed)
 

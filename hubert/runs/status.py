@@ -66,7 +66,7 @@ class Chain:
                 yield name, *self.find(name)
 
     def is_complete(self) -> bool:
-        """Say whether every stage is done, the report too."""
+        """Return True if every stage is done, the report too."""
         return self.missing("report") is None and self.find("report")[1] is not None
 
 
@@ -214,7 +214,7 @@ def read_folder(folder: Path, name: str = "") -> StageStatus:
 
 
 def _training_progress(folder: Path) -> str:
-    """Say how far a training's log goes; empty for other stages."""
+    """Return how far a training's log goes; empty for other stages."""
     job = read_json(folder / "job.json")
     if job is None or "settings" not in job:
         return ""

@@ -34,7 +34,7 @@ class Section(BaseModel):
 
 
 def affects(field: Any) -> bool:
-    """Say whether a field of a `Section` affects the outputs of its stage."""
+    """Return True if a field of a `Section` affects the outputs of its stage."""
     return bool((field.json_schema_extra or {}).get("affects", True))
 
 
@@ -317,7 +317,7 @@ SECTIONS: dict[str, type[Section]] = {
 
 
 def explain(error: ValidationError) -> str:
-    """Say in one line per problem which field has which value, and what the rule is."""
+    """Return one line per problem: which field has which value, and what the rule is."""
     lines = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"]) or "settings"

@@ -1,4 +1,4 @@
-"""One training on one process or many: who am I, which device, and the sum of gradients over all processes.
+"""One training on one process or many: rank, device, and the sum of gradients over all processes.
 
 There is no wrapper around the model: each process adds up the gradients of its own micro-batches, and one all-reduce
 sums them. The loss is divided by the whole step's number of masked frames beforehand, so the sum over any number of

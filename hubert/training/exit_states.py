@@ -239,7 +239,7 @@ class ExitRecord:
         return self
 
     def finish(self, code: Exit, message: str = "") -> None:
-        """Say how the training ended, when nothing was raised."""
+        """Record how the training ended, when nothing was raised."""
         self.code, self.message = code, message
 
     def __exit__(

@@ -81,7 +81,7 @@ class TrainingFolder:
             self.check()
 
     def beat(self) -> None:
-        """Give a sign of life, once a second at most: whoever follows the training looks at the time of this file."""
+        """Touch the sign of life, once a second at most: the follower of the training looks at the time of this file."""
         if time.monotonic() - self._beaten > BEAT_SECONDS:
             self._beaten = time.monotonic()
             with suppress(FileNotFoundError), storing(self.path / "trainer.json"):
@@ -203,7 +203,7 @@ class Pulse:
         return self._silence > max(self._limit * (1 if self._has_begun else START_FACTOR), USUAL_FACTOR * self._usual)
 
     def describe(self) -> str:
-        """Say for how many minutes there has been no sign, if that is unusual; empty if it is not."""
+        """Return for how many minutes there has been no sign, if that is unusual; empty if it is not."""
         if self._silence < max(UNUSUAL_SECONDS, USUAL_FACTOR * self._usual):
             return ""
         usual = f" (until now one at least every {self._usual:.0f} s)" if self._has_begun else ", not even a first one"
@@ -237,7 +237,7 @@ def _iterate_metrics(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def log_is_whole(folder: Path) -> bool:
-    """Say whether the log still holds what it held when the training finished; True if no hash of it was recorded.
+    """Return True if the log still holds what it held when the training finished; True if no hash of it was recorded.
 
     A longer training adds lines to it, which do not matter here.
     """

@@ -64,18 +64,18 @@ class RunningTrainer(ABC):
 
     @abstractmethod
     def is_alive(self) -> bool:
-        """Say whether it waits or runs."""
+        """Return True if it waits or runs."""
 
     @abstractmethod
     def stop(self, *, timeout: float = STOP_SECONDS) -> None:
-        """Ask it to finish its step, write a checkpoint and end; end it by force after `timeout` seconds."""
+        """Let it finish its step, write a checkpoint and end; end it by force after `timeout` seconds."""
 
     @abstractmethod
     def kill(self) -> None:
         """End it at once, and all its processes, although it hangs."""
 
     def is_waiting(self) -> bool:
-        """Say whether it has no machine to run on: then no sign of life is expected."""
+        """Return True if it has no machine to run on: then no sign of life is expected."""
         return False
 
     @abstractmethod
@@ -96,7 +96,7 @@ class Launcher(ABC):
 
     @abstractmethod
     def find_running(self, folder: Path) -> RunningTrainer | None:
-        """Return the live trainer of a folder, whoever started it; None if there is none."""
+        """Return the running trainer of a folder; None if there is none."""
 
     def pause(self, failures: int) -> float:
         """Return the seconds before another start, after so many in a row that got no further."""
@@ -204,7 +204,7 @@ def launch(job: Job) -> TrainerProcess:
 
 
 def find_running(folder: Path) -> TrainerProcess | None:
-    """Return the live trainer of a folder on this machine, whoever started it; None if there is none."""
+    """Return the running trainer of a folder on this machine; None if there is none."""
     folder = folder.resolve()
     for name in ("process.json", "trainer.json"):
         content = read_json(folder / name)
@@ -223,7 +223,7 @@ def cancel(trainer: RunningTrainer, *, timeout: float = STOP_SECONDS) -> None:
 
 
 def was_cancelled(trainer: RunningTrainer) -> bool:
-    """Say whether somebody stopped a trainer by this program."""
+    """Return True if somebody stopped a trainer by this program."""
     return bool((read_json(trainer.folder / "cancelled.json") or {}).get("attempt") == trainer.attempt)
 
 

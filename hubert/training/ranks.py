@@ -1,4 +1,4 @@
-"""Who am I among the processes of one training, and where do they meet: from torchrun's variables, or Slurm's."""
+"""Rank, world size and meeting point of a training's processes, from torchrun's or Slurm's environment."""
 
 import os
 import re

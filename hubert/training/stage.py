@@ -65,7 +65,7 @@ class TrainStage(Stage):
         return found if self._is_whole() else None
 
     def _is_whole(self) -> bool:
-        """Say whether every checkpoint that was ever written is whole, as far as sizes tell, and the log too."""
+        """Return True if every checkpoint that was ever written is whole, as far as sizes tell, and the log too."""
         return not find_lost(self.folder) and log_is_whole(self.folder)
 
     def reads(self) -> list[Path]:
@@ -123,7 +123,7 @@ class TrainStage(Stage):
         return rows
 
     def is_trained(self) -> bool:
-        """Say whether the steps are reached, and counted: the trainer writes its summary after the last checkpoint."""
+        """Return True if the steps are reached, and counted: the trainer writes its summary after the last checkpoint."""
         summary = read_json(self.folder / "summary.json") or {"steps": 0}
         return min(self.reached(), int(summary["steps"])) >= self.train.steps and self._is_whole()
 

@@ -356,7 +356,7 @@ class Trainer:
         self.say(f"the encoder's weights are those of {self.settings.init} ({self.job.init})")
 
     def _describe(self) -> str:
-        """Say what will be trained on what; nothing is left out silently."""
+        """Return a line on what will be trained on what; nothing is left out silently."""
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         left_out = self.plan.num_left_out
         return (

@@ -1,4 +1,4 @@
-"""Ask a site whether the jobs of a run could ever start there, before anything is queued."""
+"""Check whether the jobs of a run could ever start there, before anything is queued."""
 
 import logging
 import re

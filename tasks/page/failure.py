@@ -133,7 +133,7 @@ def write_page(flow: Any, flow_run: Any, state: Any) -> None:  # noqa: ARG001  (
 
 
 def close_page(flow: Any, flow_run: Any, state: Any) -> None:  # noqa: ARG001  (Prefect passes all three by name)
-    """Say on the pages of earlier failures of a run that has ended well that it went on. Prefect calls it."""
+    """Mark the pages of earlier failures of a run that has ended well. Prefect calls it."""
     if not PREFECT_API_URL.value():
         return  # a server within the flow's process, which nobody looks at
     with connect(PREFECT_API_URL.value() or "") as api:
@@ -188,7 +188,7 @@ def find_start(api: PrefectApi, run: dict[str, Any]) -> dict[str, Any]:
 
 
 def advise(error: BaseException | None, start: dict[str, Any]) -> list[str]:
-    """Say what to do about an error; None: the process was killed. `start`: the run that somebody started."""
+    """Return what to do about an error; None: the process was killed. `start`: the run that somebody started."""
     text = next((found for kind, found in ADVICE.items() if isinstance(error, kind)), UNFORESEEN if error else KILLED)
     again, copy = (RETRY, COPY) if start["deployment_id"] else (START, CHANGE)
     place = {"page": path_of("runs/flow-run", start["id"]), "id": start["id"]}

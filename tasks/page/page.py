@@ -57,7 +57,7 @@ class Page:
     renewed: float = 0.0
 
     def note(self, name: str, state: str, text: str, address: str = "") -> None:
-        """Say how far a stage is, and where its page is."""
+        """Record how far a stage is, and where its page is."""
         before = self.stages.get(name)
         self.stages[name] = (state, text, address)
         # Only how far a stage is can wait: another word on it will follow.
@@ -149,7 +149,7 @@ def key_of(home: Path, what: str) -> str:
 
 @costs_nothing("how far a stage is")
 def note(name: str, state: str, text: str, address: str = "") -> None:
-    """Say in the overview how far a stage is, and where its page is."""
+    """Show in the overview how far a stage is, and where its page is."""
     if (page := _here.get()) is not None:
         page.note(name, state, text, address)
 

@@ -1,4 +1,4 @@
-"""Who may reach the service: the address that it listens on, and the string that Prefect then asks for.
+"""Access to the service: the address that it listens on, and the string that Prefect then asks for.
 
 On a loopback address only this machine's users reach it. On another one everybody in that network does, and who reaches
 Prefect runs programs as the user who started it. So Prefect's own basic authentication is demanded there: one string
@@ -49,7 +49,7 @@ def check_host(host: str) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether an address is reached from this machine alone."""
+    """Return True if an address is reached from this machine alone."""
     return ipaddress.IPv4Address(host).is_loopback
 
 

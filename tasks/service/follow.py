@@ -122,7 +122,7 @@ class Follower:
         self._since = datetime.now(UTC) - timedelta(seconds=LATE_SECONDS)
 
     def look(self, api: PrefectApi, run_id: str) -> Json:
-        """Say what has changed since the last look, and return the state of the run."""
+        """Print what has changed since the last look, and return the state of the run."""
         now = datetime.now(UTC)
         family = read_family(api, run_id)
         ids = [run["id"] for run in family]

@@ -35,7 +35,7 @@ class PrefectApi:
         self._client = client
 
     def is_healthy(self) -> bool:
-        """Say whether the server answers and calls itself healthy."""
+        """Return True if the server answers and calls itself healthy."""
         try:
             return self._client.get("/health").is_success
         except httpx.HTTPError:
@@ -55,7 +55,7 @@ class PrefectApi:
             self.patch(f"/work_pools/{name}", {"concurrency_limit": limit})
 
     def why_waiting(self, run: Mapping[str, Any]) -> str:
-        """Say why no worker has started a flow run yet."""
+        """Return why no worker has started a flow run yet."""
         name = run.get("work_pool_name")
         limit = self._pool(name)["concurrency_limit"] if name else None
         if limit is not None:
@@ -77,7 +77,7 @@ class PrefectApi:
         return dict(pool)
 
     def worker_is_online(self, pool: str, name: str, since: float) -> bool:
-        """Say whether a worker has reported after `since` (seconds since the epoch)."""
+        """Return True if a worker has reported after `since` (seconds since the epoch)."""
         try:
             workers = self.post(f"/work_pools/{pool}/workers/filter", {})
         except httpx.TransportError:
@@ -173,7 +173,7 @@ class PrefectApi:
         return {flow["id"]: flow["name"] for flow in found}
 
     def post(self, path: str, content: Mapping[str, Any], *, accepted: Collection[int] = ()) -> Any:
-        """Ask or add something, and return the answer."""
+        """Send a request, and return the answer."""
         return self._send("POST", path, content, accepted).json()
 
     def patch(self, path: str, content: Mapping[str, Any]) -> None:

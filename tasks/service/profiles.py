@@ -38,7 +38,7 @@ def disable_plugins(profiles: Path, folder: Path) -> None:
 
 
 def plugins_are_enabled(profiles: Path) -> bool:
-    """Say whether the active profile enables plugins."""
+    """Return True if the active profile enables plugins."""
     try:
         content = tomllib.loads(profiles.read_text())
     except (OSError, tomllib.TOMLDecodeError):

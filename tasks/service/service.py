@@ -231,7 +231,7 @@ def describe(service: Service) -> str:
 
 
 def _warnings(settings: ServiceSettings) -> list[str]:
-    """Say who can reach the servers, and with what."""
+    """Return warnings on who can reach the servers, and with what."""
     lines = []
     if settings.auth is not None:
         lines.append(f"password {auth_file(settings.folder)} (Prefect's pages ask for what is in it)")
@@ -315,7 +315,7 @@ def _health(service: Service, name: str) -> Health:
 
 
 def _answers(address: str) -> bool:
-    """Say whether an address answers with success, without a proxy."""
+    """Return True if an address answers with success, without a proxy."""
     try:
         return httpx.get(address, timeout=HEALTH_SECONDS, trust_env=False).is_success
     except httpx.HTTPError:

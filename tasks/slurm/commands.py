@@ -143,12 +143,12 @@ def run(command: Sequence[str]) -> str:
 
 
 def is_of_the_setup(said: str) -> bool:
-    """Say whether a question failed for what is installed and configured here: no time will mend that."""
+    """Return True if a question failed for what is installed and configured here: no time will mend that."""
     return any(sign in said for sign in ("nrecognized option", "nvalid option", "configuration source", "Invalid user"))
 
 
 def may_pass(said: str) -> bool:
-    """Say whether a message of Slurm's commands is about the moment, and not about what was asked."""
+    """Return True if a message of Slurm's commands is about the moment, and not about what was asked."""
     return any(sign.lower() in said.lower() for sign in PASSING)
 
 
@@ -205,7 +205,7 @@ def cancel(ids: Iterable[str]) -> None:
 
 
 def refusal(wanted: Sequence[str]) -> str:
-    """Ask Slurm whether a job with these options could ever start; return why not, empty if it could. Nothing is queued.
+    """Return why Slurm could never start a job with these options, empty if it could. Nothing is queued.
 
     Raises:
         SlurmUnreachable: Slurm does not answer.

@@ -23,7 +23,7 @@ def leaving_out(options: Sequence[str], nodes: Collection[str]) -> list[str]:
 
 
 def can_do_without(options: Sequence[str], nodes: Collection[str]) -> bool:
-    """Say whether Slurm could start a job elsewhere than on some nodes.
+    """Return True if Slurm could start a job elsewhere than on some nodes.
 
     Raises:
         SlurmUnreachable: Slurm does not answer.

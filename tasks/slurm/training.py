@@ -165,7 +165,7 @@ class SlurmTrainer(RunningTrainer):
         return f"job {self._entry['job_id']}" if self._entry["job_id"] else "a job that Slurm does not know yet"
 
     def is_seen(self) -> bool:
-        """Say whether Slurm knows the job."""
+        """Return True if Slurm knows the job."""
         return self._job is not None
 
     def state(self) -> str:
@@ -179,7 +179,7 @@ class SlurmTrainer(RunningTrainer):
         )
 
     def is_alive(self) -> bool:
-        """Say whether the job waits or runs; Slurm is asked every few seconds, and its silence changes nothing."""
+        """Return True if the job waits or runs; Slurm is asked every few seconds, and its silence changes nothing."""
         wait = self._poll_seconds if self.is_seen() else min(QUICK_SECONDS, self._poll_seconds)
         if time.monotonic() - self._asked_at >= wait:
             self._ask()
@@ -236,7 +236,7 @@ class SlurmTrainer(RunningTrainer):
         return found[0] if found else None
 
     def _is_here(self) -> bool:
-        """Say whether srun was started on this machine, so that its death can be seen."""
+        """Return True if srun was started on this machine, so that its death can be seen."""
         return self._srun is not None and self._srun.host == platform.node()
 
     def end(self, code: Exit | None) -> tuple[End, str]:

@@ -79,5 +79,5 @@ def start(command: list[str], folder: Path) -> ProcessId:
 
 
 def is_of_job(name: str) -> bool:
-    """Say whether a variable describes the job that this process runs in."""
+    """Return True if a variable describes the job that this process runs in."""
     return name.startswith("SLURM_") and name != "SLURM_CONF"

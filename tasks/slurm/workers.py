@@ -100,7 +100,7 @@ class SlurmWorkers(SLURMCluster):
     # What flows ask ---------------------------------------------------------------------------------------------
 
     def waits_for(self) -> str:
-        """Say what the work waits for, such as `job 17 is pending in partition gpu (Resources)`; empty if a worker is there."""
+        """Return what is waited for, such as `job 17 is pending in partition gpu (Resources)`; empty if a worker is there."""
         if self.scheduler.workers:
             return ""
         if self.trouble:

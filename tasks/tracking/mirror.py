@@ -302,7 +302,7 @@ def metric_points(line: Mapping[str, Any]) -> list[Metric]:
 
 
 def _same(one: float, other: float) -> bool:
-    """Say whether MLflow has a value as it was sent: it keeps the largest finite number in the place of an infinite one."""
+    """Return True if MLflow has a value as it was sent: it keeps the largest finite number in the place of an infinite one."""
     largest = sys.float_info.max
     one, other = (max(-largest, min(largest, value)) for value in (one, other))
     return one == other or (math.isnan(one) and math.isnan(other))

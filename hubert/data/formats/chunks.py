@@ -96,7 +96,7 @@ def check_num_frames(found: Payload, size: int, *, num_frames: int, channels: in
 
 
 def _is_open(size: int, limits: tuple[int, ...], start: int, frame: int) -> bool:
-    """Say whether a declared size only stands for "unknown": a limit, less the header, or down to whole frames."""
+    """Return True if a declared size only stands for "unknown": a limit, less the header, or down to whole frames."""
     sizes = [limit - less for limit in limits for less in (0, start - 8, start)]
     return any(size in {one, one - one % max(1, frame)} for one in sizes)
 

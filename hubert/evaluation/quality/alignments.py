@@ -65,7 +65,7 @@ class Alignments:
             object.__setattr__(self, name, value)
 
     def __contains__(self, fileid: str) -> bool:
-        """Say whether a file has an alignment."""
+        """Return True if a file has an alignment."""
         return fileid in self._rows
 
     def __len__(self) -> int:
@@ -139,7 +139,7 @@ class Place(NamedTuple):
 
 
 def aligned_rows(rows: pl.DataFrame, alignments: Alignments) -> pl.Series:
-    """Say of each row whether it, or the recording that it is a segment of, has an alignment."""
+    """Return, for each row, True if it, or the recording that it is a segment of, has an alignment."""
     names = rows.select("fileid", "recording").iter_rows()
     return pl.Series([fileid in alignments or whole in alignments for fileid, whole in names], dtype=pl.Boolean)
 

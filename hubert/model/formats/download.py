@@ -143,7 +143,7 @@ class _File:
         return self.part.exists() and self._have() == size
 
     def find_flaw(self) -> str:
-        """Say what is wrong with the file in the cache; empty if it is here with the hash that was written down.
+        """Return what is wrong with the file in the cache; empty if it is here with the hash that was written down.
 
         A file without a record is whole, since it gets its name only then; the record is written anew if it can be.
 
@@ -270,7 +270,7 @@ def _validator(version: dict[str, Any]) -> str | None:
 
 
 def _starts_at(headers: Any, position: int) -> bool:
-    """Say whether a part of a file begins where ours ends."""
+    """Return True if a part of a file begins where ours ends."""
     return bool(re.match(rf"bytes {position}-", headers["Content-Range"] or ""))
 
 

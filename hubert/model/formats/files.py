@@ -104,7 +104,7 @@ def refuse_programs(folder: Path, where: str) -> None:
 
 
 def lies_in_folder(file: Path) -> bool:
-    """Say whether a file of weights is described by the config.json beside it."""
+    """Return True if a file of weights is described by the config.json beside it."""
     return file.name in WEIGHT_FILES and (file.parent / CONFIG_FILE).exists()
 
 

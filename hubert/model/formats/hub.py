@@ -180,7 +180,7 @@ class _Repository:
 
 
 def has_weights(folder: Path) -> bool:
-    """Say whether a folder holds all the weights that would be loaded from it."""
+    """Return True if a folder holds all the weights that would be loaded from it."""
     try:
         return bool(weight_files(folder))
     except DataError:  # a part is missing, or config.json is damaged

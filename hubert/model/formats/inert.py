@@ -74,7 +74,7 @@ class StandIn:
 
 
 def is_data(name: str) -> bool:
-    """Say whether a name of a pickle (`module.class`) is known to be data, for which a `StandIn` can be put."""
+    """Return True if a name of a pickle (`module.class`) is known to be data, for which a `StandIn` can be put."""
     family = next((family for family in FAMILIES if name.startswith(f"{family}.")), None)
     if family is None:
         return name in KNOWN

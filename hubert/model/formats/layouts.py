@@ -240,7 +240,7 @@ def convert(weights: Mapping[str, Tensor], where: str | Path = "state dict") -> 
 
 
 def _find_cause(unexpected: Sequence[str], layout: Layout, prefix: str) -> str:
-    """Say what names that are not the encoder's tell of a model; empty if they only stand beside the encoder."""
+    """Return what kind of model the names beside the encoder's belong to; empty if they only stand beside the encoder."""
     if part := foreign_part(unexpected):
         return part
     layer = _LAYER.partition("{")[0]
@@ -267,7 +267,7 @@ def detect(names: Iterable[str]) -> tuple[Layout, str]:
 
 
 def is_own(names: Iterable[str], inside: str = "") -> bool:
-    """Say whether names are ours: those of a `HuBERT`, or with `inside` = `ENCODER` those of a `HuBERTPretrain`."""
+    """Return True if names are ours: those of a `HuBERT`, or with `inside` = `ENCODER` those of a `HuBERTPretrain`."""
     own = {module.partition(".")[0] for module in _MODULES}
     return any(
         (name.startswith(inside) and name.removeprefix(inside).partition(".")[0] in own)
@@ -312,7 +312,7 @@ def _expected_names(found: Iterable[str]) -> list[str]:
 
 
 def list_names(kind: str, names: Sequence[str]) -> str:
-    """Say how many names there are of a kind, and the first of them."""
+    """Return how many names there are of a kind, and the first of them."""
     shown = ", ".join(names[:_SHOWN])
     return f"{len(names)} {kind}{f' ({shown}{", ..." if len(names) > _SHOWN else ""})' if names else ''}"
 

@@ -12,7 +12,7 @@ _TRAINED_NORMALIZED = {
 
 
 def trained_normalized(names: str) -> bool | None:
-    """Say whether a base model was trained on normalised audio; None if it is not known.
+    """Return True if a base model was trained on normalised audio; None if it is not known.
 
     Args:
         names: what it is called: an id of the Hub, a path.
@@ -55,7 +55,7 @@ _FOREIGN = (
 
 
 def foreign_part(names: Sequence[str]) -> str:
-    """Say which part of another model some names of weights are, and name the first of them; empty if it is not known."""
+    """Return which part of another model some names of weights are, and name the first of them; empty if it is not known."""
     for pattern, part in _FOREIGN:
         if found := next((name for name in names if re.search(pattern, name)), ""):
             return f"{part} ({found})"

@@ -54,7 +54,7 @@ def load_torch(path: str | Path) -> dict[str, Any]:
 
 
 def is_torch_file(path: Path) -> bool:
-    """Say whether a file begins as those of `torch.save` do: a zip (numpy's .npz are zips, too) or the older format."""
+    """Return True if a file begins as those of `torch.save` do: a zip (numpy's .npz are zips, too) or the older format."""
     with path.open("rb") as file:
         return file.read(len(LEGACY)).startswith((ZIP, LEGACY))
 

@@ -134,7 +134,7 @@ def find_example(table_folder: Path, alignments: Path | None, kept: Sequence[Pat
 
 
 def _is_of(example: Example, table_folder: Path) -> bool:
-    """Say whether a copy has the units of the table."""
+    """Return True if a copy has the units of the table."""
     try:
         table = Table(table_folder)
     except DataError:
