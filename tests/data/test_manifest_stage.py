@@ -64,7 +64,7 @@ def test_what_was_not_taken_is_counted_in_the_figures_and_said_on_one_line(audio
         (audio / NAMES[0] / f"{number}.m4a").write_bytes(b"ftypM4A")
     for number in range(3):
         (audio / f"._{number}.wav").write_bytes(bytes.fromhex("00051607"))
-    stage = ManifestStage(tmp_path / "run", [audio], [], DataSettings(min_validation_files=2))
+    stage = ManifestStage(parent=tmp_path / "run", audio=[audio], data=DataSettings(min_validation_files=2))
     figures = stage.run()
     kinds = ("num_rejected", "num_skipped_suffixes", "num_skipped_macos", "num_skipped_copies", "skipped_suffixes")
     assert [figures[name] for name in kinds] == [0, 5, 3, 0, {".m4a": 5}]
@@ -79,5 +79,5 @@ def test_the_key_of_a_folder_of_audio_is_the_one_that_older_versions_gave_it(tmp
     os.utime(tmp_path / "audio" / "audio 0.wav", ns=(0, 1_700_000_000_000_000_000))
     for name in ("notes.txt", ".DS_Store", "notes.m4a"):
         (tmp_path / "audio" / name).write_text("x")
-    stage = ManifestStage(tmp_path / "run", [tmp_path / "audio"], [], DataSettings())
+    stage = ManifestStage(parent=tmp_path / "run", audio=[tmp_path / "audio"], data=DataSettings())
     assert stage.key == "638fe90a5cb27e714d034c32210dac5b1d421e3f9f4d7a9657418f31865074cd"  # by commit 3d365d5

@@ -119,7 +119,7 @@ def test_the_reports_figures_sound_units_and_phones_are_those_of_the_files(finis
     assert [int(unit) for unit in numbers.split()] == units
 
     names = pl.read_csv(corpus / "alignments.csv").filter(pl.col("fileid").str.ends_with(fileid)).sort("start")["phone"]
-    said = [line.split() for line in re.findall(r"<title>Spectrogram from .*? s\. Phones: (.*?)\.", html)]
+    said = [line.split() for line in re.findall(r'alt="Spectrogram from .*? s\. Phones: (.*?)\.', html)]
     joined = said[0] + [name for line in said[1:] for name in line[1:]]  # a phone at the end of a line begins the next
     assert joined == names.to_list()
 

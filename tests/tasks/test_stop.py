@@ -12,6 +12,7 @@ from tasks.page.failure import find_orphans
 from tests.support.corpus import NUM_UNITS
 from tests.support.training import SETTINGS, write_table
 from tests.tasks.service.test_follow import hubert
+from tools.given_stages import labels_in
 
 
 def test_a_training_without_a_flow_is_named_and_stopped_for_good_after_a_checkpoint(tmp_path):
@@ -19,7 +20,7 @@ def test_a_training_without_a_flow_is_named_and_stopped_for_good_after_a_checkpo
     run = tmp_path / "my run"
     table = write_table(tmp_path / "corpus")
     settings = SETTINGS.model_copy(update={"steps": 4000, "checkpoint_interval": 4000})
-    stage = TrainStage(RunFolder(run).iteration(1), table, "t", NUM_UNITS, settings)
+    stage = TrainStage(parent=RunFolder(run).iteration(1), labels=labels_in(table, NUM_UNITS), train=settings)
     trainer = launch(stage.job())
     flow_run = SimpleNamespace(parameters={"run": str(run)})
     ((_, text),) = find_orphans(flow_run)

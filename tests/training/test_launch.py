@@ -275,7 +275,7 @@ def test_a_training_whose_disk_is_full_is_started_again_and_ends_as_an_undisturb
     events: list[Event] = []
     with small_disk(tmp_path / "small", "16m") as disk:
         ballast = fill(disk, leave=room)
-        stage = TrainStage(disk / "run", table, "t", NUM_UNITS, SETTINGS)
+        stage = TrainStage(parent=disk / "run", labels=labels_in(table, NUM_UNITS), train=SETTINGS)
 
         def make_room(event: Event) -> None:
             events.append(event)
@@ -293,7 +293,7 @@ def test_a_training_whose_disk_is_full_is_started_again_and_ends_as_an_undisturb
 
 def test_a_training_whose_files_may_not_be_so_large_is_started_again_too(tmp_path, table, undisturbed):
     """RLIMIT_FSIZE, which the trainer inherits: the kernel says EFBIG."""
-    stage = TrainStage(tmp_path, table, "t", NUM_UNITS, SETTINGS)
+    stage = TrainStage(parent=tmp_path, labels=labels_in(table, NUM_UNITS), train=SETTINGS)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     events: list[Event] = []
 
@@ -318,7 +318,7 @@ def test_a_trainer_that_hangs_is_reported_ended_and_started_again(
     """SIGSTOP: of the trainer, or of the second of two processes, for which the first one then waits."""
     monkeypatch.setattr("hubert.training.folder.UNUSUAL_SECONDS", 5)
     settings = SETTINGS.model_copy(update={"silence_minutes": 0.5, "num_processes": num_processes})
-    stage = TrainStage(tmp_path, table, "t", NUM_UNITS, settings)
+    stage = TrainStage(parent=tmp_path, labels=labels_in(table, NUM_UNITS), train=settings)
     events: list[Event] = []
     stopped: list[psutil.Process] = []
 
