@@ -5,12 +5,14 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
 import pytest
 
 from hubert.core.files import read_json
+from hubert.core.paths import RunFolder
 from hubert.runs.options import RunOptions
 from hubert.runs.pipeline import Iteration
 from hubert.runs.resolve import resolve
@@ -52,7 +54,7 @@ def labelled(tmp_path, small_corpus, request) -> Resolved:
     found = resolve(RunOptions(str(tmp_path / "run"), 1, str(recipe), str(small_corpus)))
     for stage in ("manifest", "features", "kmeans", "units"):
         getattr(Iteration(found), stage).run()
-    found.save(tmp_path / "resolved.toml")
+    found.remember()
     return found
 
 
@@ -62,7 +64,7 @@ too_long = pytest.mark.parametrize("labelled", [100_000], ids=["long"], indirect
 @pytest.fixture
 def parameters(tmp_path, labelled, slurm) -> dict[str, str]:
     (tmp_path / "virtual.yaml").write_text(CLUSTER)
-    return {"settings": str(tmp_path / "resolved.toml"), "cluster": str(tmp_path / "virtual.yaml")}
+    return {"settings": str(RunFolder(Path(labelled.run)).settings(1)), "cluster": str(tmp_path / "virtual.yaml")}
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
