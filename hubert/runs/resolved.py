@@ -118,7 +118,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def relocate(content: Mapping[str, Any], root: Path) -> dict[str, Any]:
     """Return settings with the paths inside their run as they are now that its folder is `root`."""
-    old, new = str(content["run"]), str(root)
+    old, new = str(content.get("run", root)), str(root)
 
     def moved(value: Any) -> Any:
         if isinstance(value, Mapping):
