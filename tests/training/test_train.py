@@ -177,7 +177,7 @@ def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(t
     path.write_bytes(path.read_bytes()[:1000])
     assert train(job) is Exit.FINISHED
     said = capsys.readouterr().err
-    assert "step-00000020 is not complete" in said
+    assert "step-00000020 is damaged and is passed over: the content of state.pt" in said
     assert "resuming after step 10 of 20" in said
     assert_same_training(tmp_path, undisturbed)
 

@@ -510,7 +510,7 @@ def test_a_codebook_that_gives_every_frame_one_unit_stops_the_run_before_it_trai
     assert hubert("train", run)[0] == 3
     code, said, errors = hubert("units", run, "--set", "units.max_majority_share=1")
     assert code == 0, errors
-    assert re.search(r"majority_share +1\n", said)
+    assert re.search(r"share of the most frequent unit \(%\) +100\.0 +100\.0\n", said)
 
 
 def test_import_demands_the_facts_and_refuses_contradictions(tmp_path, estimator):
