@@ -151,7 +151,7 @@ def test_a_flow_that_is_killed_while_it_trains_goes_on_and_ends_like_an_undistur
     finished, parameters, environment
 ):
     run = finished.parent / "killed"
-    killed = {**parameters, "run": str(run), "iteration": 1}
+    killed = {**parameters, "run": str(run), "iteration": 1, "cluster": "local"}  # equal to the bit: on as many workers
     log = finished.parent / "killed.log"
     at_work = lambda: bool([*run.glob("it1/train-*/step-00000004")])  # noqa: E731
     assert kill_flow_when(at_work, ITERATION, killed, environment, log)

@@ -56,4 +56,4 @@ def assert_equal_runs(one: Path, other: Path, numbers: tuple[int, ...] = (1,)) -
     ours, theirs = outputs(one, numbers), outputs(other, numbers)
     assert ours.keys() == theirs.keys()
     different = [name for name in ours if ours[name] != theirs[name]]
-    assert not different
+    assert different == []
