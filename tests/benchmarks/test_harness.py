@@ -156,7 +156,7 @@ def test_a_clock_counts_the_memory_and_the_cpu_time_of_its_rounds():
     """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=PROJECT)
     counted, held, wall, cpu = json.loads(done.stdout)
-    assert 0.9 * held <= counted < 3 * held  # a little less: the kernel's counters lag
+    assert held <= counted < 3 * held
     assert len(wall) == len(cpu) == 1
     assert cpu[0] > 0.02, "the child's time counts"
 
